@@ -1,0 +1,72 @@
+"""What every reader offers: an index of tensors without payload, and payloads one at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptshrink.tensors import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An index of a saved checkpoint: names, shapes and dtypes, no payload.
+
+    Attributes
+    ----------
+    root : Path
+        The file, or the folder of a sharded checkpoint.
+    format : str
+        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"`` or ``"safetensors"``.
+    tensors : mapping of str to TensorRef
+        In stored order.
+    files : tuple of Path
+        Every file the tensors lie in, and a shard index if there is one.
+    container : mapping
+        JSON-able: what `restore` needs to write the same container again. Its keys are the format's own.
+    copies : mapping of str to str
+        Tensors that repeat another one's values without sharing its storage: a dropout-masked or
+        evaluated copy of a recurrent weight, by the name of the weight that wins.
+    sidecars : tuple of Path
+        Files beside the checkpoint that the model needs (``options.json`` of an ELMo).
+    notes : tuple of str
+        What a reader saw and a user should know, one line each.
+    """
+
+    root: Path
+    format: str
+    tensors: Mapping[str, TensorRef]
+    files: tuple[Path, ...]
+    container: Mapping[str, Any] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    sidecars: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the checkpoint's files on disk, sidecars not counted."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+class Reader(Protocol):
+    """An opened checkpoint. Payloads are row-major, little-endian bytes in every format."""
+
+    checkpoint: Checkpoint
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """Return the payload of a tensor: a new, writable array of ``nbytes`` bytes."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the payload of a tensor in order, at most `digest.CHUNK` bytes at a time.
+
+        A chunk is valid until the next one is asked for.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the files."""
+        ...

@@ -1,0 +1,91 @@
+"""The writers of every source format behind two functions: write it new, or like the source."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptshrink.errors import PlanError
+from ckptshrink.io.checkpoint import Reader
+from ckptshrink.io.staging import StagedFile, Staging
+from ckptshrink.io.structure import tensors_in, without
+from ckptshrink.tensors import TensorRef
+
+Payloads = Callable[[str], Iterator[memoryview]]
+Replaced = Mapping[str, Callable[[], NDArray[np.uint8]]]
+
+
+def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
+    """Copy a source's container with the payloads of some tensors exchanged.
+
+    Parameters
+    ----------
+    replaced : mapping of str to callable
+        Makes the new payload of a tensor, of the size of the old one, when the copy comes to it.
+    """
+    match reader.checkpoint.format:
+        case "hdf5":
+            from ckptshrink.io import hdf5_file
+
+            hdf5_file.write_like(reader, replaced, staging.adopt(_only_name(staging)))
+        case "safetensors":
+            from ckptshrink.io import safetensors_file
+
+            safetensors_file.write_like(reader, replaced, _creator(staging))
+        case _:
+            from ckptshrink.io import torch_write
+
+            torch_write.write_like(reader, replaced, staging.create(_only_name(staging)))
+
+
+def write_new(
+    format_: str,
+    container: Mapping[str, Any],
+    tensors: Mapping[str, TensorRef],
+    payload: Payloads,
+    staging: Staging,
+) -> tuple[str, ...]:
+    """Write a checkpoint in its source's container, from what was recorded of that.
+
+    Returns
+    -------
+    tuple of str
+        What the source held and this file does not, one line each.
+
+    Raises
+    ------
+    PlanError
+        The format is none that can be written.
+    """
+    match format_:
+        case "hdf5":
+            from ckptshrink.io import hdf5_file
+
+            hdf5_file.write_new(container, tensors, payload, staging.adopt(_only_name(staging)))
+            return ()
+        case "safetensors":
+            from ckptshrink.io import safetensors_file
+
+            safetensors_file.write_new(container, tensors, payload, _creator(staging))
+            return ()
+        case "torch-zip" | "torch-legacy":
+            from ckptshrink.io import torch_write
+
+            structure = container.get("structure", {})
+            dropped = set(tensors_in(structure)) - set(tensors)
+            kept = {**container, "structure": without(structure, dropped)}
+            out = staging.create(_only_name(staging))
+            left_out = torch_write.write_new(kept, tensors, payload, out)
+            return (*left_out, *([f"{len(dropped)} tensors of optimizer state"] if dropped else []))
+    raise PlanError(f"no writer for the format {format_!r}")
+
+
+def _only_name(staging: Staging) -> str:
+    return staging.target.name
+
+
+def _creator(staging: Staging) -> Callable[[str], StagedFile]:
+    if staging.single:
+        return lambda _: staging.create(_only_name(staging))
+    return staging.create

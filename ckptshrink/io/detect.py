@@ -1,0 +1,231 @@
+"""Find the format of a checkpoint from its content, and open it.
+
+Suffixes say little: ``.pt``, ``.pth``, ``.bin``, ``.th`` and ``.pkl`` are all torch files, ``.h5``
+can be a web page that a proxy sent, and ``.safetensors`` the text that Git LFS left behind.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnknownFormatError
+from ckptshrink.io.checkpoint import Reader
+from ckptshrink.io.files import SourceFile, source_errors
+from ckptshrink.io.safetensors_file import looks_like_header
+from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
+from ckptshrink.io.staging import MANIFEST
+
+_HDF5: Final = b"\x89HDF\r\n\x1a\n"
+_LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+_START: Final = 4096
+_SEARCHED: Final = 1 << 20
+
+_UNPACK: Final = "unpack it, and give the checkpoint inside"
+
+_KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
+    (
+        b"version https://git-lfs",
+        "is the pointer that Git LFS left in place of the file",
+        "git lfs pull",
+    ),
+    (b"\x1f\x8b", "is packed by gzip", f"tar xzf or gunzip: {_UNPACK}"),
+    (b"BZh", "is packed by bzip2", _UNPACK),
+    (b"\xfd7zXZ", "is packed by xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "is packed by zstandard", _UNPACK),
+    (b"7z\xbc\xaf", "is a 7-Zip archive", _UNPACK),
+    (b"Rar!", "is a RAR archive", _UNPACK),
+    (b"\x93NUMPY", "is a NumPy array", "put it into a state dict under its name"),
+    (b"GGUF", "is a GGUF file, whose tensors are quantised already", None),
+    (b"%PDF", "is a PDF document", None),
+)
+"""First bytes, what the file is, and what to do with it."""
+
+_TORCH_TAR_MEMBERS: Final = {b"sys_info", b"pickle", b"storages", b"tensors"}
+_HTML: Final = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+
+
+def open_checkpoint(path: Path) -> Reader:
+    """Open a checkpoint of any format that has a reader.
+
+    Parameters
+    ----------
+    path : Path
+        A file, the index of a sharded checkpoint, or a folder that holds one.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, it is no plain file, or it can't be read.
+    UnknownFormatError
+        Its content is of no format that has a reader. The hint says what to do with it.
+    CorruptCheckpointError, UnsafeCheckpointError
+        See the reader of its format.
+    """
+    match detect_format(path):
+        case "hdf5":
+            from ckptshrink.io.hdf5_file import open_hdf5
+
+            return open_hdf5(path)
+        case "safetensors":
+            from ckptshrink.io.safetensors_file import open_safetensors
+
+            return open_safetensors(path)
+        case _:
+            from ckptshrink.io.torch_file import open_torch
+
+            return open_torch(path)
+
+
+def detect_format(path: Path) -> str:
+    """Return ``"hdf5"``, ``"safetensors"`` or ``"torch"`` for a checkpoint of that format.
+
+    Raises
+    ------
+    CheckpointError
+        See `open_checkpoint`.
+    """
+    with source_errors(path):
+        is_folder = path.is_dir()
+    if is_folder:
+        return _format_of_folder(path)
+    with closing(SourceFile(path)) as file:
+        if file.size == 0:
+            raise CorruptCheckpointError(
+                "is empty", path=path, hint="the download or the save was cut short: get it again"
+            )
+        start = bytes(file.read(0, min(file.size, _START)))
+        found = _format_of_content(file, start)
+    if found is None:
+        raise _unknown(path, start)
+    return found
+
+
+def _format_of_folder(folder: Path) -> str:
+    with source_errors(folder):
+        names = sorted(entry.name for entry in folder.iterdir())
+    if MANIFEST in names and _is_artefact(folder / MANIFEST):
+        raise UnknownFormatError(
+            "is what ckptshrink made of a checkpoint, not a checkpoint",
+            path=folder,
+            hint=f"ckptshrink verify {folder}, or: ckptshrink restore {folder} -o FILE",
+        )
+    if any(name == SINGLE_NAME or name.endswith(INDEX_SUFFIX) for name in names):
+        return "safetensors"
+    if not names:
+        raise UnknownFormatError("is an empty folder", path=folder)
+    found = _checkpoints_among(folder, names)
+    raise UnknownFormatError(
+        "is a folder, and not one of safetensors shards",
+        path=folder,
+        hint=f"name the file: {', '.join(found)}" if found else None,
+    )
+
+
+def _checkpoints_among(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the paths of a few files of a folder that are checkpoints, for a hint."""
+    paths = (folder / name for name in names[:100])
+    return [str(path) for path in islice(filter(_is_checkpoint, paths), 4)]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        return path.is_file() and bool(detect_format(path))
+    except (OSError, CheckpointError):
+        return False
+
+
+def _is_artefact(manifest: Path) -> bool:
+    try:
+        with closing(SourceFile(manifest)) as file:
+            return b'"plan_digest"' in bytes(file.read(0, min(file.size, _SEARCHED)))
+    except CheckpointError:
+        return False
+
+
+def _format_of_content(file: SourceFile, start: bytes) -> str | None:
+    if start.startswith(_HDF5):
+        return "hdf5"
+    if start.startswith(b"PK"):
+        return _format_of_zip(file.path)
+    if start.startswith(_LEGACY_TORCH) or _is_pickle(file, start):
+        return "torch"
+    if looks_like_header(start[:9]) or _is_shard_index(file, start):
+        return "safetensors"
+    # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
+    return "hdf5" if not _is_tar(start) and _has_user_block(file) else None
+
+
+def _is_tar(start: bytes) -> bool:
+    return start[257:262] == b"ustar"
+
+
+def _has_user_block(file: SourceFile) -> bool:
+    """Look for HDF5's signature at 512, 1024, 2048 ...: bytes of any kind may come before it."""
+    offset = 512
+    while offset + len(_HDF5) <= file.size:
+        if bytes(file.read(offset, len(_HDF5))) == _HDF5:
+            return True
+        offset *= 2
+    return False
+
+
+def _is_pickle(file: SourceFile, start: bytes) -> bool:
+    if start[:1] == b"\x80" and start[1:2] in {b"\2", b"\3", b"\4", b"\5"}:
+        return True
+    # Protocols 0 and 1 have no header. They begin with a mark, an empty list or dict, or a global,
+    # and the last byte of every pickle is STOP.
+    return start[:1] in {b"(", b"]", b"}", b"c"} and bytes(file.read(file.size - 1, 1)) == b"."
+
+
+def _is_shard_index(file: SourceFile, start: bytes) -> bool:
+    if not start.lstrip().startswith(b"{"):
+        return False
+    return b'"weight_map"' in bytes(file.read(0, min(file.size, _SEARCHED)))
+
+
+def _format_of_zip(path: Path) -> str:
+    """Return ``"torch"`` for an archive with a pickle in the place where torch puts it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise CorruptCheckpointError(
+            f"begins as a zip archive and can't be read as one: {error}",
+            path=path,
+            hint="a torch file that was cut short looks like this: get it again",
+        ) from error
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        return "torch"
+    what, hint = "is a zip archive without a torch pickle", _UNPACK
+    if names and all(name.endswith(".npy") for name in names):
+        what, hint = "is an npz archive of NumPy arrays", "put them into a state dict"
+    if "model.weights.h5" in names:
+        what, hint = "is a Keras archive", "unpack it, and give its model.weights.h5"
+    raise UnknownFormatError(what, path=path, hint=hint)
+
+
+def _unknown(path: Path, start: bytes) -> UnknownFormatError:
+    """Return the error for a file of no known format, as precise as its first bytes allow."""
+    for magic, what, hint in _KNOWN_STARTS:
+        if start.startswith(magic):
+            return UnknownFormatError(what, path=path, hint=hint)
+    if _is_tar(start):
+        if start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS:
+            hint = "load it in PyTorch, and save its state dict again with torch.save"
+            return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
+        return UnknownFormatError("is a tar archive", path=path, hint=f"tar xf: {_UNPACK}")
+    text = start.lstrip().lower()
+    if text.startswith(_HTML):
+        hint = "a download page or an error was saved in its place: get the file itself"
+        return UnknownFormatError("is a web page", path=path, hint=hint)
+    if text.startswith((b"{", b"[")):
+        hint = "give the .hdf5 file that these options belong to" if b'"lstm"' in text else None
+        return UnknownFormatError("is JSON text, not a checkpoint", path=path, hint=hint)
+    return UnknownFormatError(
+        f"is of no known format: it begins with {start[:12]!r}",
+        path=path,
+        hint="known are HDF5, safetensors and what torch.save writes",
+    )

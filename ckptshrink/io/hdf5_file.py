@@ -1,0 +1,368 @@
+"""HDF5 checkpoints: an ELMo's weights, and any other tree of plain datasets.
+
+Names of tensors are paths without the leading slash. Payloads of contiguous little-endian datasets,
+an ELMo's case, are read at their offset without the library; all others are unpacked by it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptshrink.digest import CHUNK
+from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputError
+from ckptshrink.io.checkpoint import Checkpoint, Reader
+from ckptshrink.io.files import SourceFile
+from ckptshrink.io.hdf5_attributes import Attribute, write_attributes
+from ckptshrink.io.hdf5_dataset import check_chunks
+from ckptshrink.io.hdf5_library import h5d, h5p, h5py, h5s, library_errors, one_line, open_view
+from ckptshrink.io.hdf5_walk import Dataset, Walk, walk
+from ckptshrink.io.safetensors_header import strict_json
+from ckptshrink.tensors import TensorRef
+
+_MAX_OPTIONS: Final = 1 << 20
+
+
+class Hdf5Reader:
+    """An opened HDF5 checkpoint.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    file : SourceFile
+    datasets : mapping of str to Dataset
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        file: SourceFile,
+        h5: h5py.File,
+        datasets: Mapping[str, Dataset],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.file = file
+        self.datasets = datasets
+        self._h5 = h5
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """Return the payload of a tensor: a new, writable array of ``nbytes`` bytes.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            A chunk is damaged.
+        UnsafeCheckpointError
+            A chunk would unpack to more than its size.
+        """
+        storage = self.datasets[name].storage
+        if storage.offset is not None:
+            return self.file.read(storage.offset, storage.nbytes)
+        with library_errors(self.file.path):
+            item = self._h5[name].id
+            check_chunks(storage, item, name, self.file.size)
+            data = np.empty(storage.shape, storage.stored.newbyteorder("<"))
+            if data.size:
+                item.read(h5s.ALL, h5s.ALL, data)
+        return data.reshape(-1).view(np.uint8)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the payload of a tensor in order, each part valid until the next is asked for."""
+        storage = self.datasets[name].storage
+        if storage.offset is not None:
+            yield from self.file.chunks(storage.offset, storage.nbytes)
+            return
+        data = self.read(name).data
+        for start in range(0, len(data), CHUNK):
+            yield data[start : start + CHUNK]
+
+    def close(self) -> None:
+        """Close the files."""
+        self._h5.close()
+        self.file.close()
+
+
+def open_hdf5(path: Path) -> Hdf5Reader:
+    """Open an HDF5 checkpoint, and find the options of an ELMo beside it.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or can't be read, or a dataset holds what is no tensor.
+    CorruptCheckpointError
+        The library can't read it, or sizes and offsets don't fit the file.
+    UnsafeCheckpointError
+        It leads to other files, or announces sizes out of proportion.
+    """
+    with ExitStack() as opened:
+        file = SourceFile(path)
+        opened.callback(file.close)
+        with library_errors(path):
+            h5 = open_view(file)
+            opened.callback(h5.close)
+            found = walk(h5, file.size)
+        datasets = {dataset.name: dataset for dataset in found.datasets}
+        sidecars: tuple[Path, ...] = ()
+        if any(name.startswith("RNN_0/RNN/") for name in datasets):
+            sidecars = _options_beside(path, found)
+        checkpoint = Checkpoint(
+            root=path,
+            format="hdf5",
+            tensors={name: _ref(dataset, path.name) for name, dataset in datasets.items()},
+            files=(path,),
+            container=_container(found),
+            sidecars=sidecars,
+            notes=tuple(found.notes),
+        )
+        opened.pop_all()
+    return Hdf5Reader(checkpoint, file, h5, datasets)
+
+
+def write_new(
+    container: Mapping[str, Any],
+    tensors: Mapping[str, TensorRef],
+    payload: Callable[[str], Iterable[memoryview]],
+    path: Path,
+) -> None:
+    """Write a new file with the groups, datasets and attributes recorded of the source.
+
+    The same arguments give the same bytes, with the same version of the HDF5 library.
+
+    Parameters
+    ----------
+    container : mapping
+        `Checkpoint.container` of the source.
+    tensors : mapping of str to TensorRef
+        The source's tensors.
+    payload : callable
+        Returns the bytes of a tensor in parts; asked once for each, in stored order, and not for
+        further names of the same dataset.
+    path : Path
+        Must not exist.
+
+    Raises
+    ------
+    OutputError
+        The file can't be written, or a payload has the wrong size.
+    ManifestMismatchError
+        The record is not one of this module, or names a tensor that is not there.
+    """
+    groups, datasets = _recorded(container, tensors)
+    with _writing(path), h5py.File(path, "x") as file:
+        for name, attributes in groups.items():
+            write_attributes(file.require_group(f"/{name}"), attributes)
+        for name, record in datasets.items():
+            if record["shares_with"] is not None:
+                file[name] = file[record["shares_with"]]
+                continue
+            ref = tensors[name]
+            item = _create(file, ref, record)
+            _write(item.id, _gathered(payload(name), ref), ref.shape, np.dtype(record["dtype"]))
+            write_attributes(item, record["attributes"])
+
+
+def write_like(
+    reader: Reader, replaced: Mapping[str, Callable[[], NDArray[np.uint8]]], path: Path
+) -> None:
+    """Copy a file and overwrite the payloads of the datasets named, in place.
+
+    Every other byte is the source's, unless a packed dataset is among them, whose chunks the
+    library may have to place anew.
+
+    Parameters
+    ----------
+    reader : Reader
+        What `open_hdf5` returned, or a view of it.
+    replaced : mapping of str to callable
+        Returns the new bytes of a tensor, of the size of the old.
+    path : Path
+        Must not exist.
+
+    Raises
+    ------
+    OutputError
+        The file can't be written, a name is not in the source, or a payload has the wrong size.
+    """
+    refs = reader.checkpoint.tensors
+    for name in replaced:
+        if name not in refs:
+            raise OutputError("is to be replaced and is not in the source", path=path, tensor=name)
+    with closing(open_hdf5(reader.checkpoint.root)) as source, _writing(path):
+        packed = [name for name in replaced if source.datasets[name].storage.offset is None]
+        with path.open("xb", buffering=0) as out:
+            for chunk in source.file.chunks(0, source.file.size):
+                _write_all(out, chunk)
+            for name in replaced:
+                offset = source.datasets[name].storage.offset
+                if offset is not None:
+                    out.seek(offset)
+                    _write_all(out, _checked(replaced[name](), refs[name]).data)
+        if packed:
+            with h5py.File(path, "r+", locking=False) as file:
+                for name in packed:
+                    storage = source.datasets[name].storage
+                    data = _checked(replaced[name](), refs[name])
+                    _write(file[name].id, data, storage.shape, storage.stored)
+
+
+def _ref(dataset: Dataset, file: str) -> TensorRef:
+    storage = dataset.storage
+    return TensorRef(
+        dataset.name, storage.shape, storage.dtype, storage.nbytes, file, dataset.shares_with
+    )
+
+
+def _options_beside(path: Path, found: Walk) -> tuple[Path, ...]:
+    """Return the options of an ELMo: its own by name, or ``options.json`` in its folder."""
+    # Published files are called PREFIX_weights.hdf5 and PREFIX_options.json.
+    stems = (path.stem, path.stem.removesuffix("_weights"))
+    for name in dict.fromkeys([*(f"{stem}_options.json" for stem in stems), "options.json"]):
+        beside = path.parent / name
+        if not beside.exists():
+            continue
+        if _is_options(beside):
+            return (beside,)
+        found.notes.append(f"{name} beside it is not the options of an ELMo, left out")
+    return ()
+
+
+def _is_options(path: Path) -> bool:
+    try:
+        file = SourceFile(path)
+        try:
+            text = bytes(file.read(0, file.size)) if file.size <= _MAX_OPTIONS else b""
+        finally:
+            file.close()
+        return "lstm" in strict_json(text, "options", path)
+    except CheckpointError:
+        return False
+
+
+def _container(found: Walk) -> dict[str, Any]:
+    """Return what `write_new` needs, as JSON values."""
+    return {
+        "groups": [
+            {"name": group.name, "attributes": [a.record() for a in group.attributes]}
+            for group in found.groups
+        ],
+        "datasets": [_dataset_record(dataset) for dataset in found.datasets],
+    }
+
+
+def _dataset_record(dataset: Dataset) -> dict[str, Any]:
+    storage = dataset.storage
+    return {
+        "name": dataset.name,
+        "dtype": storage.stored.str,
+        "chunks": None if storage.chunks is None else list(storage.chunks),
+        "maxshape": None if storage.maxshape is None else list(storage.maxshape),
+        "filters": [list(pair) for pair in storage.filters],
+        "shares_with": dataset.shares_with,
+        "attributes": [attribute.record() for attribute in dataset.attributes],
+    }
+
+
+def _recorded(
+    container: Mapping[str, Any], tensors: Mapping[str, TensorRef]
+) -> tuple[dict[str, list[Attribute]], dict[str, dict[str, Any]]]:
+    """Return groups and datasets of a container record by name, attributes made again."""
+    # The record comes out of a manifest, so it may be anything that JSON can say.
+    try:
+        groups = {
+            group["name"]: [Attribute(**a) for a in group["attributes"]]
+            for group in container["groups"]
+        }
+        datasets: dict[str, dict[str, Any]] = {}
+        for record in container["datasets"]:
+            name, first = record["name"], record["shares_with"]
+            tensors[name if first is None else first]
+            attributes = [Attribute(**a) for a in record["attributes"]]
+            filters = dict(record["filters"])
+            datasets[name] = {**record, "attributes": attributes, "filters": filters}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _misfit(error) from error
+    return groups, datasets
+
+
+def _create(file: h5py.File, ref: TensorRef, record: Mapping[str, Any]) -> Any:
+    filters = record["filters"]
+    packing = next((name for name in ("gzip", "lzf") if name in filters), None)
+    properties = h5p.create(h5p.DATASET_CREATE)
+    if record["chunks"] is not None:
+        # When fill values are written is a byte of the file: h5py 3.10 always says this, 3.16 never.
+        properties.set_fill_time(h5d.FILL_TIME_ALLOC)
+    try:
+        return file.create_dataset(
+            ref.name,
+            ref.shape,
+            np.dtype(record["dtype"]),
+            chunks=None if record["chunks"] is None else tuple(record["chunks"]),
+            maxshape=None if record["maxshape"] is None else tuple(record["maxshape"]),
+            compression=packing,
+            compression_opts=filters[packing] if packing else None,
+            shuffle="shuffle" in filters or None,
+            fletcher32="fletcher32" in filters or None,
+            dcpl=properties,
+            # Off by default in h5py, and said here since a time of day would change the bytes.
+            track_times=False,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _misfit(error) from error
+
+
+def _misfit(error: Exception) -> ManifestMismatchError:
+    return ManifestMismatchError(
+        f"the record of the source's container does not fit its tensors: {one_line(error)}"
+    )
+
+
+def _gathered(chunks: Iterable[memoryview], ref: TensorRef) -> NDArray[np.uint8]:
+    data = np.empty(ref.nbytes, np.uint8)
+    stop = 0
+    for chunk in chunks:
+        start, stop = stop, stop + chunk.nbytes
+        if stop > ref.nbytes:
+            break
+        data[start:stop] = np.frombuffer(chunk, np.uint8)
+    if stop != ref.nbytes:
+        raise _wrong_size(stop, ref)
+    return data
+
+
+def _checked(data: NDArray[np.uint8], ref: TensorRef) -> NDArray[np.uint8]:
+    if data.nbytes != ref.nbytes:
+        raise _wrong_size(data.nbytes, ref)
+    return data
+
+
+def _wrong_size(nbytes: int, ref: TensorRef) -> OutputError:
+    return OutputError(f"got {nbytes} bytes for {ref.nbytes}", tensor=ref.name)
+
+
+def _write(
+    item: Any, data: NDArray[np.uint8], shape: tuple[int, ...], stored: "np.dtype[Any]"
+) -> None:
+    """Write little-endian bytes; the library turns them round where the file is big-endian."""
+    if data.size:
+        values = data.view(stored.newbyteorder("<")).reshape(shape)
+        item.write(h5s.ALL, h5s.ALL, np.require(values, requirements=["C", "A"]))
+
+
+def _write_all(out: Any, data: memoryview) -> None:
+    while data:
+        data = data[out.write(data) :]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the refusals of the operating system and of the library into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise OutputError(f"can't be written: {reason}", path=path) from error
+    except RuntimeError as error:
+        raise OutputError(f"can't be written: HDF5: {one_line(error)}", path=path) from error

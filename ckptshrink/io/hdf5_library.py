@@ -1,0 +1,91 @@
+"""h5py with HDF5's plug-ins and file names taken away. Import h5py from here only.
+
+HDF5 looks at HDF5_PLUGIN_PRELOAD when it starts. ``::`` keeps it from ever loading a filter that it
+doesn't know from a shared object, which a dataset of an untrusted file could ask it to do.
+"""
+
+import io
+import os
+
+os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t
+
+from ckptshrink.errors import CkptshrinkError, CorruptCheckpointError, printable
+from ckptshrink.io.files import SourceFile
+
+__all__ = [
+    "h5a", "h5d", "h5g", "h5l", "h5o", "h5p", "h5py", "h5s", "h5t",
+    "library_errors", "one_line", "open_view",
+]  # fmt: skip
+
+
+class _View(io.RawIOBase):
+    """A source file as the file object that h5py reads from."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}
+        self._position = origin[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        # h5py does not look at the number of bytes it gets: a short read would leave the library
+        # with whatever the memory held before. This one raises instead.
+        view = memoryview(buffer).cast("B")
+        self._file.read_into(self._position, view)
+        self._position += len(view)
+        return len(view)
+
+
+def open_view(file: SourceFile) -> h5py.File:
+    """Open a file that is open already, for reading.
+
+    The library gets an object to read from and no name. It can't lock the file, so that a file that
+    this process has open through h5py can be opened here too, and it looks at the very file that
+    payloads are read from, whatever the name means by now.
+    """
+    return h5py.File(_View(file), "r")
+
+
+@contextmanager
+def library_errors(path: Path) -> Iterator[None]:
+    """Turn what h5py raises over a damaged file into one line, and add the path to our own errors.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        For every error of the library, which has no class of its own.
+    """
+    try:
+        yield
+    except CkptshrinkError as error:
+        if error.path is None:
+            error.path = os.fspath(path)
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise CorruptCheckpointError(f"HDF5: {one_line(error)}", path=path) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's text, cut to 200 characters."""
+    text = str(error.args[0]) if len(error.args) == 1 else str(error)
+    return printable(text.strip().split("\n", 1)[0])[:200] or type(error).__name__

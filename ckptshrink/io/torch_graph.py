@@ -1,0 +1,251 @@
+"""What a torch checkpoint holds: the names of its tensors, and the structure to write again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from ckptshrink.errors import CheckpointError, CorruptCheckpointError
+from ckptshrink.io.pickle_records import Value, as_items, as_pairs, attributes, class_name
+from ckptshrink.io.torch_tensors import StoredView, TensorTable
+from ckptshrink.io.torch_walk import (
+    EXTRA,
+    REST,
+    STATE,
+    TREE,
+    Cell,
+    Found,
+    Walker,
+    dotted,
+    is_encodable,
+    is_module,
+    is_optimizer,
+    key_text,
+)
+
+_BESIDE_WEIGHTS: Final = frozenset(
+    {
+        "opt", "optim", "optimizer", "optimizers", "optimizer_state", "optimizer_state_dict",
+        "optimizer_states", "scheduler", "schedulers", "lr_scheduler", "lr_schedulers",
+        "scheduler_state_dict", "scaler", "grad_scaler", "amp",
+    }
+)  # fmt: skip
+"""Keys under which training scripts put what is no weight. Generators' states end in rng_state."""
+
+_MAX_NOTED: Final = 5
+
+Parts: TypeAlias = list[tuple[str, Value]]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The tensors of a checkpoint by name, in stored order, and what is known of the rest.
+
+    Attributes
+    ----------
+    views : mapping of str to StoredView
+    container : mapping
+        `Checkpoint.container`.
+    notes : tuple of str
+    flat_names : mapping of str to tuple of str
+        For a recurrent module by its name: the weights that its ``_flat_weights`` stand for.
+    """
+
+    views: Mapping[str, StoredView]
+    container: Mapping[str, Any]
+    notes: tuple[str, ...]
+    flat_names: Mapping[str, tuple[str, ...]]
+
+
+def read_graph(root: Value, table: TensorTable, path: Path) -> Graph:
+    """Name every tensor under the root of a pickle.
+
+    Parameters
+    ----------
+    root : Value
+        What was saved.
+    table : TensorTable
+        Of the same pickle.
+    path : Path
+        For messages.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Two tensors have one name, or a tensor is impossible.
+    UnsafeCheckpointError
+        A limit is exceeded.
+    CheckpointError
+        There are no tensors, or one has no values of its own.
+    """
+    parts = _top_level(root)
+    graph = (
+        _whole_modules(root, parts, table, path)
+        if any(is_module(value) for _, value in parts)
+        else _plain_structure(root, table, path)
+    )
+    if not graph.views:
+        raise CheckpointError(
+            f"holds no tensors: what was saved is of class {class_name(root)}", path=path
+        )
+    return graph
+
+
+def _top_level(root: Value) -> list[tuple[str, Value]]:
+    """Return what lies directly in the saved object, or the object itself if it is a module."""
+    if is_module(root):
+        return [("", root)]
+    pairs, items = as_pairs(root), as_items(root)
+    if pairs is not None:
+        texts = [(key_text(key), value) for key, value in pairs]
+        return [(str(i) if t is None else t, value) for i, (t, value) in enumerate(texts)]
+    if items is not None:
+        return [(str(i), value) for i, value in enumerate(items.items)]
+    return list(attributes(root) or ())
+
+
+def _whole_modules(root: Value, parts: Parts, table: TensorTable, path: Path) -> Graph:
+    """Name the tensors of pickled modules as their state dicts would, then everything else."""
+    walker = Walker(table, path)
+    prefixes = _module_prefixes(parts, Walker(table, path), in_list=as_items(root) is not None)
+    states = {i: walker.walk(parts[i][1], STATE, prefix) for i, prefix in prefixes.items()}
+    found = [tensor for state in states.values() for tensor in state]
+    for tensor in found:
+        walker.known.setdefault(id(tensor.record), dotted(tensor.path))
+    # What only repeats a parameter comes after it, so that it can refer to it by its name.
+    for i, prefix in prefixes.items():
+        found += walker.walk(parts[i][1], EXTRA, prefix)
+    optimizer_class = None
+    for i, (key, value) in enumerate(parts):
+        if i not in prefixes:
+            found += walker.walk(value, REST, (_rest_prefix(key, value, parts),))
+        if is_optimizer(value):
+            optimizer_class = optimizer_class or class_name(value)
+    views = _named(found, path, dotted)
+    dicts = [
+        {"dict": [[dotted(t.path[len(prefixes[i]) :]), {"tensor": dotted(t.path)}] for t in state]}
+        for i, state in states.items()
+        if state
+    ]
+    container = {
+        "kind": "module",
+        "structure": dicts[0] if len(dicts) == 1 else {"list": dicts},
+        "optimizer_class": optimizer_class,
+        "module_classes": walker.module_classes,
+    }
+    notes = [f"whole-module pickle ({walker.module_classes[0]}): read without its classes"]
+    if optimizer_class is not None:
+        notes.append(_optimizer_note(optimizer_class, views))
+    return Graph(views, container, tuple(notes), _flat_names(walker))
+
+
+def _module_prefixes(parts: Parts, probe: Walker, *, in_list: bool) -> dict[int, tuple[str, ...]]:
+    """Return the prefix of each module by its position, the one with the bare names first.
+
+    A criterion can come before its model; the first module that has any state is the model.
+    """
+    modules = [i for i, (_, value) in enumerate(parts) if is_module(value)]
+    model = next((i for i in modules if probe.walk(parts[i][1], STATE)), modules[0])
+    others = [i for i in modules if i != model]
+    if not in_list:
+        return {model: ()} | {i: (parts[i][0],) for i in others}
+    return {model: ()} | {
+        i: ("criterion" if n == 0 else f"module{i}",) for n, i in enumerate(others)
+    }
+
+
+def _rest_prefix(key: str, value: Value, parts: Parts) -> str:
+    """Return the prefix of what is no module: ``optimizer`` for one without a name of its own."""
+    nameless = is_optimizer(value) or (key.isdigit() and _is_optimizer_state(value))
+    first = next((v for _, v in parts if is_optimizer(v) or _is_optimizer_state(v)), None)
+    taken = any(k == "optimizer" for k, _ in parts)
+    return "optimizer" if nameless and value is first and not taken else key
+
+
+def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
+    """Name the tensors of state dicts by their keys, and keep the structure around them."""
+    walker = Walker(table, path)
+    structure = Cell()
+    found = walker.walk(root, TREE, cell=structure)
+    parts = _top_level(root)
+    prefix = {key: _rest_prefix(key, value, parts) for key, value in parts}
+
+    def full(names: tuple[str, ...]) -> str:
+        return dotted((prefix.get(names[0], names[0]), *names[1:]) if names else names)
+
+    def bare(names: tuple[str, ...]) -> str:
+        return dotted(names[1:]) if names[0] == weights else full(names)
+
+    weights = _only_weights(parts, found)
+    name = full
+    if weights is not None and len({bare(tensor.path) for tensor in found}) == len(found):
+        name = bare
+    views = _named(found, path, name)
+    for tensor in found:
+        if tensor.cell is not None:
+            tensor.cell["tensor"] = name(tensor.path)
+    is_plain = as_pairs(root) is not None or as_items(root) is not None
+    if "opaque" in structure:
+        structure = {"dict": [[key, {"tensor": key}] for key in views]}
+    container = {
+        "kind": "state_dict" if is_plain else "object",
+        "structure": structure,
+        "optimizer_class": None,
+        "module_classes": walker.module_classes,
+    }
+    return Graph(views, container, _opaque_notes(walker.opaque), _flat_names(walker))
+
+
+def _only_weights(parts: Parts, found: list[Found]) -> str | None:
+    """Return the key of the one dict that holds the weights, None if there is not just one."""
+    values = dict(parts)
+    holding = dict.fromkeys(tensor.path[0] for tensor in found if tensor.path)
+    weights = [
+        key
+        for key in holding
+        if key not in _BESIDE_WEIGHTS
+        and not key.endswith("rng_state")
+        and not _is_optimizer_state(values.get(key))
+    ]
+    if len(weights) == 1 and as_pairs(values.get(weights[0])) is not None:
+        return weights[0]
+    return None
+
+
+def _is_optimizer_state(value: Value) -> bool:
+    """Tell whether a dict is what an optimizer's ``state_dict()`` returns."""
+    pairs = as_pairs(value)
+    return pairs is not None and {"state", "param_groups"} <= {
+        key for key, _ in pairs if isinstance(key, str)
+    }
+
+
+def _named(
+    found: list[Found], path: Path, name: Callable[[tuple[str, ...]], str]
+) -> dict[str, StoredView]:
+    views: dict[str, StoredView] = {}
+    for tensor in found:
+        full = name(tensor.path)
+        if full in views:
+            raise CorruptCheckpointError("two tensors have this name", path=path, tensor=full)
+        if not is_encodable(full):
+            raise CorruptCheckpointError("has a name that is no Unicode", path=path, tensor=full)
+        views[full] = tensor.view
+    return views
+
+
+def _flat_names(walker: Walker) -> dict[str, tuple[str, ...]]:
+    return {".".join(path): tuple(names) for path, names in walker.flat_names.items()}
+
+
+def _optimizer_note(optimizer_class: str, views: Mapping[str, StoredView]) -> str:
+    averages = sum(n.startswith("optimizer.state.") and n.endswith(".ax") for n in views)
+    with_averages = f" with averages (ax) for {averages} parameters" if averages else ""
+    return f"optimizer {optimizer_class}{with_averages}"
+
+
+def _opaque_notes(opaque: list[tuple[str, str]]) -> tuple[str, ...]:
+    notes = [f"{place}: ignored object of class {what}" for place, what in opaque[:_MAX_NOTED]]
+    if len(opaque) > _MAX_NOTED:
+        notes.append(f"{len(opaque) - _MAX_NOTED} more ignored objects")
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""Factorizers: matrix in, factors out. Knows no file format; one algorithm a file."""

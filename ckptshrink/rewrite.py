@@ -1,0 +1,206 @@
+"""One checkpoint, start to finish: plan it, compress it, restore it. The story in order."""
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ckptshrink.averages import averages_of, compare_averages
+from ckptshrink.digest import CHUNK
+from ckptshrink.errors import PlanError
+from ckptshrink.events import Listener, Progress, silent
+from ckptshrink.export.dense import write_dense
+from ckptshrink.export.factored import write_factored
+from ckptshrink.export.rebuilt import Rebuilt
+from ckptshrink.gates import GateMatrix
+from ckptshrink.io.checkpoint import Reader
+from ckptshrink.io.containers import write_new
+from ckptshrink.io.staging import Staging, check_target
+from ckptshrink.manifest import FileRecord, Manifest, read_manifest
+from ckptshrink.matrices import MatrixSource
+from ckptshrink.payload import Compute
+from ckptshrink.plan import Plan, PlanItem
+from ckptshrink.planner import matrices_of, replan
+from ckptshrink.planning import open_source, plan_opened
+from ckptshrink.recording import Facts, source_record, tool_record
+from ckptshrink.request import Request
+
+DEFAULT_SHARD_BYTES: Final = 5_000_000_000
+"""Largest payload of one file of an artefact: the Hugging Face convention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a compression came to.
+
+    Attributes
+    ----------
+    out : Path
+        The artefact's folder, or the dense checkpoint.
+    manifest : Manifest
+        Of the artefact; for a dense checkpoint the same facts, not written anywhere.
+    """
+
+    out: Path
+    manifest: Manifest
+
+
+def compress(
+    path: Path,
+    out: Path,
+    request: Request | Plan,
+    *,
+    dense: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    compute: Compute | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    listen: Listener = silent,
+) -> Result:
+    """Write a smaller checkpoint, and return its manifest.
+
+    Parameters
+    ----------
+    path : Path
+        The source: a file, an index of shards, or a folder of shards. Never written to.
+    out : Path
+        The artefact's folder to come; with `dense` the checkpoint to come.
+    request : Request or Plan
+        A plan is run as it is.
+    dense : bool
+        Whether to write the source's own container, with every compressed matrix multiplied back.
+
+    Raises
+    ------
+    CheckpointError, PlanError, OutputError
+        Nothing half-written is left and the source is untouched, whatever the cause.
+    """
+    compute = compute or Compute()
+    settings = request.settings
+    reader, recognition = open_source(path, use_averaged=settings.use_averaged)
+    checkpoint = reader.checkpoint
+    inputs = (*checkpoint.files, *checkpoint.sidecars)
+    single = dense and len(checkpoint.files) == 1
+    with closing(reader), compute.limits() as threads, ThreadPoolExecutor(1) as pool:
+        check_target(out, overwrite=overwrite, single=single, inputs=inputs)
+        # the hash of the source is made meanwhile; it also draws the file into the page cache
+        source_hash = pool.submit(_hash_files, checkpoint.files, stop := threading.Event())
+        try:
+            if isinstance(request, Plan):
+                plan = replan(request, checkpoint, recognition)
+            else:
+                plan = plan_opened(
+                    reader, recognition, request,
+                    strict=strict, device=compute.device, threads=compute.threads,
+                )  # fmt: skip
+            matrices = matrices_of(plan, checkpoint, recognition)
+            plan = _without_nonfinite(plan, matrices, reader)
+            needed = checkpoint.nbytes if dense else plan.totals["nbytes_after"]
+            with Staging(
+                out, single=single, overwrite=overwrite, inputs=inputs, needed=needed
+            ) as staging:
+                device = compute.resolve()
+                if dense:
+                    outcomes = write_dense(
+                        reader, plan, matrices, averages_of(checkpoint), staging,
+                        device=device, listen=listen,
+                    )  # fmt: skip
+                else:
+                    outcomes = write_factored(
+                        reader, plan, matrices, staging,
+                        device=device, max_shard_bytes=max_shard_bytes, listen=listen,
+                    )  # fmt: skip
+                listen(Progress("syncing and reading back", 1, 1))
+                average = compare_averages(reader)
+                notes = [*checkpoint.notes, *([average] if average else [])]
+                source = source_record(checkpoint, recognition.family, source_hash.result(), notes)
+                tool = tool_record(threads, device.type)
+                facts = Facts(checkpoint, plan, matrices, outcomes, source, tool)
+                manifest = facts.manifest(staging.finish()) if dense else facts.write(staging)
+                staging.commit()
+        finally:
+            stop.set()
+    return Result(staging.target, manifest)
+
+
+def _without_nonfinite(plan: Plan, matrices: Mapping[str, GateMatrix], reader: Reader) -> Plan:
+    """Return the plan with matrices that hold NaN or infinity left as they are, if so asked.
+
+    Only ``nonfinite="copy"`` looks ahead: sizes must be known before the first byte is written.
+    """
+    if plan.settings.nonfinite != "copy":
+        return plan
+    source = MatrixSource(reader)
+    items: list[PlanItem] = []
+    for item in plan.items:
+        if item.action == "factorize":
+            bad = int((~source.matrix(matrices[item.name]).isfinite()).sum())
+            if bad:
+                item = item.model_copy(
+                    update={
+                        "action": "keep",
+                        "reason": f"{bad} values are NaN or infinite; stays dense",
+                        "n_params_after": item.n_params_before,
+                        "nbytes_after": item.nbytes_before,
+                    }
+                )
+        items.append(item)
+    return plan.model_copy(update={"items": tuple(items)})
+
+
+def _hash_files(files: Sequence[Path], stop: threading.Event) -> list[FileRecord]:
+    records = []
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    for path in files:
+        sha, nbytes = hashlib.sha256(), 0
+        with path.open("rb", buffering=0) as file:
+            while (n := file.readinto(buffer)) and not stop.is_set():
+                sha.update(view[:n])
+                nbytes += n
+        records.append(FileRecord(path=path.name, nbytes=nbytes, sha256=sha.hexdigest()))
+    return records
+
+
+def restore(
+    artefact: Path, out: Path, *, overwrite: bool = False, listen: Listener = silent
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the dense checkpoint in its source's container, from an artefact alone.
+
+    Whole-module pickles come back as the plain state dict of the model: their classes are someone
+    else's code, which is never written.
+
+    Returns
+    -------
+    (Path, tuple of str)
+        What was written, and what the source held that the artefact does not, one line each.
+
+    Raises
+    ------
+    ManifestMismatchError, OutputError
+        The artefact isn't whole, or the target can't be written.
+    """
+    manifest = read_manifest(artefact)
+    if not manifest.tensors:
+        raise PlanError("the artefact lists no tensors", path=artefact)
+    rebuilt = Rebuilt(artefact, manifest)
+    needed = sum(ref.nbytes for ref in rebuilt.tensors.values())
+    with (
+        closing(rebuilt),
+        Staging(
+            out,
+            single=len(manifest.source.files) == 1,
+            overwrite=overwrite,
+            inputs=[artefact, *(artefact / file.path for file in manifest.files)],
+            needed=needed,
+        ) as staging,
+    ):
+        left_out = write_new(
+            manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks, staging
+        )
+        staging.commit()
+    return staging.target, left_out

@@ -1,0 +1,56 @@
+"""Names, shapes, dtypes and byte arithmetic of stored tensors. Imports neither torch nor numpy.
+
+Dtypes are safetensors codes (``"F32"``, ``"BF16"``), in every format.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+ITEMSIZE: Final[dict[str, int]] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+    "C64": 8,
+}  # fmt: skip
+"""Bytes per element of each dtype code."""
+
+FACTORABLE: Final[frozenset[str]] = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes in which a matrix can be factorized."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A stored tensor without its payload.
+
+    Attributes
+    ----------
+    name : str
+        Fully qualified name, as in the state dict or the HDF5 path without the leading slash.
+    shape : tuple of int
+    dtype : str
+        A key of `ITEMSIZE`.
+    nbytes : int
+        Bytes of the payload, ``prod(shape) * itemsize``.
+    file : str
+        Name of the file that holds it, relative to the checkpoint's folder.
+    shares_with : str or None
+        Name of an earlier tensor of which this one is the very same elements of the same storage.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    file: str
+    shares_with: str | None = None
+
+    @property
+    def n_params(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the bytes that a dense tensor of this shape and dtype takes."""
+    return math.prod(shape) * ITEMSIZE[dtype]

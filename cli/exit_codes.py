@@ -1,0 +1,51 @@
+"""What the exit status of a run means: one table, from the class of an error to its number."""
+
+from typing import Final
+
+import click
+
+from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputError, PlanError
+
+DONE: Final = 0
+"""Done as asked."""
+
+NO: Final = 1
+"""The run went well and its answer is no: `verify` found a difference."""
+
+USAGE: Final = 2
+"""The command line can't be understood."""
+
+INPUT: Final = 3
+"""The input is unreadable or unsafe, nothing matched, or the plan can't be met."""
+
+OUTPUT: Final = 4
+"""The target exists, can't be written, or there is no room for it."""
+
+BUG: Final = 70
+"""Anything that nobody foresaw: a bug of ours."""
+
+SIGNALLED: Final = 128
+"""Added to the number of the signal that ended the run: 130 is Ctrl-C, 143 SIGTERM."""
+
+_STATUS_OF: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (click.ClickException, USAGE),
+    (CheckpointError, INPUT),
+    (PlanError, INPUT),
+    (ManifestMismatchError, INPUT),
+    (OutputError, OUTPUT),
+)
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end. No `Exception`, so that nothing but cleaning up catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status of a run that ended with an error."""
+    if isinstance(error, Stopped):
+        return SIGNALLED + error.number
+    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), BUG)

@@ -1,0 +1,134 @@
+"""The program: finds the command, runs it, and turns whatever comes of it into one exit status."""
+
+import difflib
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from ckptshrink.version import __version__
+from ckptshrink_cli import exit_codes, streams
+from ckptshrink_cli.reporting import NAME, report
+from ckptshrink_cli.streams import Run, say
+
+COMMANDS: Final[dict[str, str]] = {
+    "inspect": "List the tensors of checkpoints, and what each of them is.",
+    "plan": "Show what would become of every tensor.",
+    "compress": "Write a smaller checkpoint.",
+    "verify": "Prove that an artefact is what its manifest says.",
+    "restore": "Write the dense checkpoint again, from an artefact alone.",
+    "completion": "Print the script that completes commands in a shell.",
+}
+"""Each command and its help in one line, so that the list of them imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ckptshrink_cli.commands_{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one is close."""
+        name = args[0] if args else ""
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    name=NAME,
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="""Rewrite saved LSTM checkpoints into smaller ones by low-rank factorization, and prove
+    that they still hold what they should.
+
+    \b
+      ckptshrink inspect elmo.hdf5
+      ckptshrink compress elmo.hdf5 --target Wh --rank 400
+      ckptshrink verify elmo.shrunk --source elmo.hdf5
+
+    Data goes to standard output: a table on a terminal, tab-separated values otherwise, JSON with
+    --json. Everything else goes to standard error.
+    """,
+    epilog="""Exit status: 0 done, 1 the answer is no, 2 usage, 3 input, 4 output, 70 a bug of
+    ours.""",
+)
+@click.version_option(__version__, "--version", prog_name=NAME, message="%(prog)s %(version)s")
+def main() -> None:
+    """Hold the commands together."""
+
+
+def entry() -> None:
+    """Run the program on the arguments it was started with, and leave with its exit status."""
+    streams.prepare()
+    with _stopped_by_signals():
+        status = run(sys.argv[1:])
+    sys.exit(status)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the program and return its exit status; no error leaves it.
+
+    Parameters
+    ----------
+    args : sequence of str
+        The command and its arguments.
+    """
+    state = Run()
+    try:
+        status: Any = main.main(list(args), prog_name=NAME, standalone_mode=False, obj=state)
+    except (KeyboardInterrupt, click.Abort):
+        say(f"{NAME}: interrupted")
+        return exit_codes.SIGNALLED + signal.SIGINT
+    except exit_codes.Stopped as error:
+        say(f"{NAME}: stopped by signal {error.number}")
+        return exit_codes.status_of(error)
+    except Exception as error:  # the outermost line: what nobody foresaw is a bug, and says so
+        if state.debug:
+            say(*"".join(traceback.format_exception(error)).splitlines())
+        report(error)
+        return exit_codes.status_of(error)
+    return status if isinstance(status, int) else exit_codes.DONE
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, so that what was staged is removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise exit_codes.Stopped(number)
+
+    # one that was set to be ignored stays so: nohup means it
+    caught = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)

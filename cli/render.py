@@ -1,0 +1,157 @@
+"""Tables, sizes and the progress bar: the only user of rich, and only where there is a terminal."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Final
+
+from ckptshrink.errors import printable
+from ckptshrink.events import Listener, Progress
+from ckptshrink_cli.streams import emit
+
+Row = Mapping[str, Any]
+
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table on the terminal.
+
+    Attributes
+    ----------
+    title : str
+    text : callable
+        From a row to what the cell shows.
+    right : bool
+        Whether it is a number, set to the right and never folded.
+    """
+
+    title: str
+    text: Callable[[Row], str]
+    right: bool = False
+
+
+def show(rows: Sequence[Row], fields: Sequence[str], columns: Sequence[Column]) -> None:
+    """Write rows to standard output: a table on a terminal, tab-separated values otherwise.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    fields : sequence of str
+        Keys of a row that are the columns of the tab-separated form, which has raw numbers.
+    columns : sequence of Column
+        Columns of the table.
+    """
+    emit(as_table(rows, columns) if sys.stdout.isatty() else as_tsv(rows, fields))
+
+
+def as_tsv(rows: Iterable[Row], fields: Sequence[str]) -> str:
+    """Return tab-separated values with a header line; tabs and newlines in values are escaped."""
+    lines = ["\t".join(fields), *("\t".join(_raw(row[f]) for f in fields) for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """Return a table as wide as the terminal at most; long names fold and are never cut off."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column.title, justify="right" if column.right else "left", no_wrap=column.right,
+            overflow="fold",
+        )  # fmt: skip
+    for row in rows:
+        # Text and not str: a name with brackets would be taken for markup
+        table.add_row(*(Text(printable(column.text(row))) for column in columns))
+    written = StringIO()
+    width = shutil.get_terminal_size().columns
+    Console(file=written, force_terminal=True, width=width, highlight=False).print(table)
+    return written.getvalue()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Listener]:
+    """Show a bar with the time left on standard error while the block runs."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    # whether there is a terminal was decided before; rich must not be asked again, as
+    # FORCE_COLOR would turn the bar on where there is none
+    console = Console(stderr=True, force_terminal=True, force_interactive=True)
+    bar = bars.Progress(
+        bars.TextColumn("{task.percentage:>3.0f}%"),
+        bars.BarColumn(bar_width=24),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def listen(progress: Progress) -> None:
+            doing = printable(progress.doing)
+            bar.update(task, description=doing, completed=progress.done, total=progress.total)
+
+        yield listen
+
+
+def count(number: int) -> str:
+    """Return a number with its thousands set apart."""
+    return f"{number:,}"
+
+
+def change(before: int, after: int) -> str:
+    """Return ``before → after``, or the number alone where it stays the same."""
+    return count(before) if before == after else f"{count(before)} → {count(after)}"
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in decimal units, with three digits.
+
+    Examples
+    --------
+    >>> size(999), size(1_500_000), size(374_434_792)
+    ('999 bytes', '1.50 MB', '374 MB')
+    """
+    for unit in _UNITS:
+        if nbytes < 999.5 or unit == _UNITS[-1]:
+            break
+        nbytes /= 1000
+    return f"{nbytes:.{0 if unit == 'bytes' else digits(nbytes)}f} {unit}"
+
+
+def digits(number: float) -> int:
+    """Return how many decimals make three digits."""
+    return 2 if number < 9.995 else 1 if number < 99.95 else 0
+
+
+def ratio(before: float, after: float) -> str:
+    """Return after / before: smaller is better."""
+    return f"{after / before:.3f}" if before else "-"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """Return a shape as ``16384x512``; ``scalar`` where there is no dimension."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+def error(value: float | None) -> str:
+    """Return a relative error with four digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def _raw(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return shape(value)
+    return printable(str(value))
