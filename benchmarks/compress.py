@@ -31,7 +31,7 @@ from ckptshrink.linalg.factors import Options
 from ckptshrink.linalg.semi_nmf import semi_nmf
 from ckptshrink.linalg.svd import svd
 from ckptshrink.payload import Compute
-from ckptshrink.request import Request, Size, Target
+from ckptshrink.planning.request import Request, Size, Target
 from ckptshrink.rewrite import compress
 
 CHUNK = 8 << 20
@@ -202,7 +202,7 @@ MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from ckptshrink.payload import Compute
-from ckptshrink.request import Request, Size, Target
+from ckptshrink.planning.request import Request, Size, Target
 from ckptshrink.rewrite import compress
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 compress(Path(sys.argv[1]), Path(sys.argv[2]), Request(targets=(Target("Wh"),), size=Size(rank=int(sys.argv[3]))),

@@ -19,7 +19,8 @@ def decaying(rng: np.random.Generator, m: int, n: int) -> NDArray[np.float32]:
     left = rng.standard_normal((m, k), dtype=np.float32) * (scale / np.sqrt(m))
     W = left @ (rng.standard_normal((k, n), dtype=np.float32) / np.float32(np.sqrt(n)))
     noise = rng.standard_normal((m, n), dtype=np.float32)
-    return W + np.float32(0.3 * np.linalg.norm(W) / np.linalg.norm(noise)) * noise
+    share = np.float32(0.3 * np.linalg.norm(W) / np.linalg.norm(noise))
+    return (W + share * noise).astype(np.float32)
 
 
 def make_elmo(path: Path, seed: int = 0) -> Path:

@@ -33,8 +33,8 @@ def model_card(manifest: Manifest) -> str:
         f"{_FRONT}",
         f"# {_code(source.file)}, compressed",
         "",
-        f"Made from {_code(source.file)} ({source.family}, {source.nbytes:,} bytes, SHA-256 "
-        f"`{source.sha256}`) by ckptshrink {manifest.tool.version}.",
+        f"Made from {_code(source.file)} ({source.family}, {source.nbytes:,} bytes) by ckptshrink",
+        f"{manifest.tool.version}; the source's SHA-256 is `{source.sha256}`.",
         "",
         "| | before | after |",
         "|---|---:|---:|",

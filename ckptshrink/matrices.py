@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ckptshrink.errors import CkptshrinkError, PlanError
+from ckptshrink.events import Listener, Progress
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.linalg.factors import Options
@@ -135,17 +136,22 @@ def compress_matrix(
 
 
 def error_curves(
-    reader: Reader, settings: Settings, device: torch.device
+    reader: Reader, settings: Settings, device: torch.device, listen: Listener
 ) -> Callable[[GateMatrix, str, str], Sequence[float]]:
     """Return the planner's curves: squared error at every rank, summed over a matrix's blocks."""
     source = MatrixSource(reader)
+    total = sum(ref.nbytes for ref in reader.checkpoint.tensors.values())
+    done = 0
 
     def curve(matrix: GateMatrix, method: str, grouping: str) -> Sequence[float]:
+        nonlocal done
+        listen(Progress(f"spectrum of {matrix.key}", done, total))
         whole = source.matrix(matrix)
+        done += whole.nbytes
         item = PlanItem(name=matrix.key, action="factorize", method=method, rank=1)
         dtype = reader.checkpoint.tensors[matrix.source].dtype
         options = options_of(matrix, item, settings, dtype)
-        total = None
+        summed = None
         for _, part, _ in blocks_of(matrix, grouping):
             block = whole if part is None else whole[part.slices]
             try:
@@ -153,7 +159,7 @@ def error_curves(
             except CkptshrinkError as error:
                 error.tensor, error.path = matrix.key, str(reader.checkpoint.root)
                 raise
-            total = errors if total is None else total + errors
-        return [] if total is None else [float(e) for e in total]
+            summed = errors if summed is None else summed + errors
+        return [] if summed is None else [float(e) for e in summed]
 
     return curve

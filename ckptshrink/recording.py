@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ckptshrink.card import model_card
+from ckptshrink.errors import printable
 from ckptshrink.export.factored import Outcome
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
@@ -34,13 +35,13 @@ def source_record(
     """Return what the manifest says of the source. Several files are hashed as their hashes."""
     whole = hashlib.sha256("".join(f.sha256 for f in files).encode()).hexdigest()
     return Source(
-        file=checkpoint.root.name,
+        file=printable(checkpoint.root.name),
         format=checkpoint.format,
         family=family,
         nbytes=sum(f.nbytes for f in files),
         sha256=files[0].sha256 if len(files) == 1 else whole,
         files=tuple(files),
-        sidecars=tuple(p.name for p in checkpoint.sidecars),
+        sidecars=tuple(printable(p.name) for p in checkpoint.sidecars),
         notes=tuple(notes),
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,7 +12,7 @@ from typing import Final
 
 from ckptshrink.averages import averages_of, compare_averages
 from ckptshrink.digest import CHUNK
-from ckptshrink.errors import PlanError
+from ckptshrink.errors import PlanError, printable
 from ckptshrink.events import Listener, Progress, silent
 from ckptshrink.export.dense import write_dense
 from ckptshrink.export.factored import write_factored
@@ -24,10 +25,11 @@ from ckptshrink.manifest import FileRecord, Manifest, read_manifest
 from ckptshrink.matrices import MatrixSource
 from ckptshrink.payload import Compute
 from ckptshrink.plan import Plan, PlanItem
-from ckptshrink.planner import matrices_of, replan
-from ckptshrink.planning import open_source, plan_opened
+from ckptshrink.planning.opened import open_source, plan_opened
+from ckptshrink.planning.replan import replan
+from ckptshrink.planning.request import Request
+from ckptshrink.planning.targets import matrices_of
 from ckptshrink.recording import Facts, source_record, tool_record
-from ckptshrink.request import Request
 
 DEFAULT_SHARD_BYTES: Final = 5_000_000_000
 """Largest payload of one file of an artefact: the Hugging Face convention."""
@@ -88,14 +90,15 @@ def compress(
     with closing(reader), compute.limits() as threads, ThreadPoolExecutor(1) as pool:
         check_target(out, overwrite=overwrite, single=single, inputs=inputs)
         # the hash of the source is made meanwhile; it also draws the file into the page cache
-        source_hash = pool.submit(_hash_files, checkpoint.files, stop := threading.Event())
+        stop = threading.Event()
+        source_hash = pool.submit(_hash_files, checkpoint.files, stop)
         try:
             if isinstance(request, Plan):
                 plan = replan(request, checkpoint, recognition)
             else:
                 plan = plan_opened(
                     reader, recognition, request,
-                    strict=strict, device=compute.device, threads=compute.threads,
+                    strict=strict, device=compute.device, threads=compute.threads, listen=listen,
                 )  # fmt: skip
             matrices = matrices_of(plan, checkpoint, recognition)
             plan = _without_nonfinite(plan, matrices, reader)
@@ -162,7 +165,7 @@ def _hash_files(files: Sequence[Path], stop: threading.Event) -> list[FileRecord
             while (n := file.readinto(buffer)) and not stop.is_set():
                 sha.update(view[:n])
                 nbytes += n
-        records.append(FileRecord(path=path.name, nbytes=nbytes, sha256=sha.hexdigest()))
+        records.append(FileRecord(path=printable(path.name), nbytes=nbytes, sha256=sha.hexdigest()))
     return records
 
 
@@ -203,4 +206,6 @@ def restore(
             manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks, staging
         )
         staging.commit()
-    return staging.target, left_out
+    reasons = Counter(row.reason for row in manifest.tensors if row.action == "drop")
+    dropped = tuple(f"{count} tensors: {reason}" for reason, count in reasons.items())
+    return staging.target, left_out + dropped

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from ckptshrink_cli.params import Command, refuse
+from ckptshrink_cli.declare import Command, refuse
 from ckptshrink_cli.streams import emit
 
 _SHELLS = ("bash", "zsh", "fish")

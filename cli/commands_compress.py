@@ -1,5 +1,6 @@
 """``ckptshrink compress``: write a smaller checkpoint."""
 
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -8,19 +9,20 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ckptshrink_cli import params
+from ckptshrink_cli.declare import OUTPUT, WHAT, Command, option, refuse
 from ckptshrink_cli.paths import default_out
 from ckptshrink_cli.streams import Run, emit_json
 
 if TYPE_CHECKING:
     from ckptshrink.plan import Plan
-    from ckptshrink.request import Request
+    from ckptshrink.planning.request import Request
 
 _SCHEMA_VERSION: Final = 1
 
 
 @click.command(
     "compress",
-    cls=params.Command,
+    cls=Command,
     help="""Write a smaller checkpoint.
 
     FILE is never written to. OUT is a folder with model.safetensors and manifest.json; with
@@ -31,13 +33,13 @@ _SCHEMA_VERSION: Final = 1
 )
 @params.file_argument
 @params.request_options
-@params.option(
-    params.WHAT, "--plan", "plan_file", metavar="PLAN", type=click.Path(path_type=Path),
+@option(
+    WHAT, "--plan", "plan_file", metavar="PLAN", type=click.Path(path_type=Path),
     help="Run this plan, which plan -o wrote; no other option of these three groups goes with it.",
 )  # fmt: skip
 @params.out_option("Where to write (default: FILE without its suffix, and .shrunk).", metavar="OUT")
-@params.option(
-    params.OUTPUT, "--format", "form", type=click.Choice(["factored", "dense"]),
+@option(
+    OUTPUT, "--format", "form", type=click.Choice(["factored", "dense"]),
     default="factored", metavar="FORMAT",
     help="factored (default): a folder with the factors. dense: FILE's own container, with the "
     "same names and shapes.",
@@ -69,7 +71,7 @@ def command(
     dense = form == "dense"
     job = _job(options, plan_file)
     if dense and max_shard_size is not None:
-        params.refuse("--max-shard-size goes with --format factored")
+        refuse("--max-shard-size goes with --format factored")
     out = out if out is not None else default_out(file, dense=dense)
     _refuse_early(file, out, overwrite=overwrite)
     if dry_run:
@@ -104,7 +106,7 @@ def _job(options: dict[str, Any], plan_file: Path | None) -> "Request | Plan":
     given = [*params.given_of(options), *(["strict"] if options["strict"] else [])]
     if given:
         flags = ", ".join(map(params.flag_of, given))
-        params.refuse(f"--plan says everything already; it can't go with {flags}")
+        refuse(f"--plan says everything already; it can't go with {flags}")
 
     from ckptshrink.plan import read_plan
 
@@ -119,7 +121,8 @@ def _refuse_early(file: Path, out: Path, *, overwrite: bool) -> None:
     with source_errors(file):
         file.stat()
     # whether a file or a folder will be written depends on the source; the run itself checks that
-    check_target(out, overwrite=overwrite, single=not out.is_dir(), inputs=[file])
+    single = not os.path.isdir(out)  # noqa: PTH112 - Path.is_dir raises where a name is too long
+    check_target(out, overwrite=overwrite, single=single, inputs=[file])
 
 
 def _planned(
@@ -132,9 +135,9 @@ def _planned(
     dense: bool,
 ) -> "tuple[Plan, int]":
     """Return the plan that a run would follow, and the bytes that it would write."""
-    from ckptshrink.planning import open_source, plan_opened
-    from ckptshrink.replan import replan
-    from ckptshrink.request import Request
+    from ckptshrink.planning.opened import open_source, plan_opened
+    from ckptshrink.planning.replan import replan
+    from ckptshrink.planning.request import Request
 
     reader, recognition = open_source(file, use_averaged=job.settings.use_averaged)
     with closing(reader):

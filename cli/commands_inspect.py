@@ -1,7 +1,7 @@
 """``ckptshrink inspect``: list the tensors of checkpoints, and what each of them is."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,7 +9,8 @@ import click
 
 from ckptshrink.errors import CkptshrinkError, LayoutError, printable
 from ckptshrink_cli import exit_codes
-from ckptshrink_cli.params import Command, files_argument, json_option, talk_options
+from ckptshrink_cli.declare import Command
+from ckptshrink_cli.params import files_argument, json_option, talk_options
 from ckptshrink_cli.reporting import report
 from ckptshrink_cli.streams import Run, emit, emit_json
 
@@ -59,7 +60,7 @@ def command(run: Run, /, files: tuple[Path, ...], as_json: bool) -> int:
     elif listings:
         _show(run, listings)
     for one in errors:
-        report(one)
+        report(one, run)
     return max(map(exit_codes.status_of, errors), default=exit_codes.DONE)
 
 
@@ -86,10 +87,10 @@ def _show(run: Run, listings: Sequence["Listing"]) -> None:
     columns = (
         render.Column("name", lambda row: row["name"]),
         render.Column("role", lambda row: row["role"] or ""),
-        render.Column("layer", _layer, right=True),
-        render.Column("shape", lambda row: render.shape(row["shape"]), right=True),
+        render.Column("layer", _layer),
+        render.Column("shape", lambda row: render.shape(row["shape"]), True),
         render.Column("dtype", lambda row: row["dtype"]),
-        render.Column("bytes", lambda row: render.count(row["nbytes"]), right=True),
+        render.Column("bytes", lambda row: render.count(row["nbytes"]), True),
         render.Column("cell", lambda row: f"{row['cell']} {row['gates']}".strip()),
         render.Column("note", lambda row: row["note"]),
     )
@@ -98,10 +99,10 @@ def _show(run: Run, listings: Sequence["Listing"]) -> None:
         emit(render.as_table(listing.rows, columns) + "\n")
 
 
-def _layer(row: Any) -> str:
+def _layer(row: Mapping[str, Any]) -> str:
     if row["layer"] is None:
         return ""
-    return f"{row['layer']}{' ←' if row['direction'] == 'backward' else ''}"
+    return f"{row['layer']} backward" if row["direction"] == "backward" else f"{row['layer']}"
 
 
 def _header(listing: "Listing") -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptshrink_cli import params
+from ckptshrink_cli.declare import Command
 from ckptshrink_cli.streams import Run, emit_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "plan",
-    cls=params.Command,
+    cls=Command,
     help="""Show what would become of every tensor.
 
     Reads names and shapes; weights only where the ranks follow from them: --energy, --max-error,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @params.overwrite_option
 @params.json_option
 @params.compute_options
+@params.progress_option
 @params.talk_options
 @click.pass_obj
 def command(
@@ -45,13 +47,17 @@ def command(
     request = params.request_of(options)
 
     from ckptshrink.io.staging import check_target
-    from ckptshrink.planning import plan_checkpoint
-    from ckptshrink_cli import tables
+    from ckptshrink.planning.opened import plan_checkpoint
+    from ckptshrink_cli import progress, tables
     from ckptshrink_cli.paths import shell
 
     if out is not None:  # before the work, which can take a while
         check_target(out, overwrite=overwrite, single=True, inputs=[file])
-    plan = plan_checkpoint(file, request, strict=options["strict"], device=device, threads=threads)
+    with progress.shown(run) as listen:
+        plan = plan_checkpoint(
+            file, request,
+            strict=options["strict"], device=device, threads=threads, listen=listen,
+        )  # fmt: skip
     if out is not None:
         _write(plan, out, file, overwrite=overwrite)
     if as_json:

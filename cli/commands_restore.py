@@ -5,7 +5,9 @@ from typing import Any, Final
 
 import click
 
+from ckptshrink.errors import OutputError
 from ckptshrink_cli import params
+from ckptshrink_cli.declare import Command
 from ckptshrink_cli.streams import Run, emit_json
 
 _SCHEMA_VERSION: Final = 1
@@ -13,7 +15,7 @@ _SCHEMA_VERSION: Final = 1
 
 @click.command(
     "restore",
-    cls=params.Command,
+    cls=Command,
     help="""Write the dense checkpoint again, from an artefact alone.
 
     In the container that the source had, under the same names, with every compressed matrix
@@ -44,6 +46,8 @@ def command(
     manifest = read_manifest(artefact)
     single = len(manifest.source.files) == 1
     inputs = [artefact, *(artefact / file.path for file in manifest.files)]
+    if artefact.resolve() in out.absolute().parent.resolve().joinpath("x").parents:
+        raise OutputError("lies in the artefact, which is never written to", path=out)
     check_target(out, overwrite=overwrite, single=single, inputs=inputs)
     container = f"{manifest.source.format}, {manifest.source.family}"
     if dry_run:

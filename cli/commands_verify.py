@@ -7,15 +7,16 @@ import click
 
 from ckptshrink.errors import CheckpointError, ManifestMismatchError
 from ckptshrink_cli import exit_codes, params
+from ckptshrink_cli.declare import INPUT, Command, option
 from ckptshrink_cli.reporting import report
-from ckptshrink_cli.streams import Run, emit, emit_json
+from ckptshrink_cli.streams import Run, emit_json
 
 _SCHEMA_VERSION: Final = 1
 
 
 @click.command(
     "verify",
-    cls=params.Command,
+    cls=Command,
     help="""Prove that an artefact is what its manifest says.
 
     Hashes every file of OUT and checks that each tensor is there. With --source it also computes
@@ -26,8 +27,8 @@ _SCHEMA_VERSION: Final = 1
     example="ckptshrink verify elmo.shrunk --source elmo.hdf5",
 )
 @params.artefact_argument
-@params.option(
-    params.INPUT, "--source", metavar="FILE", type=click.Path(path_type=Path),
+@option(
+    INPUT, "--source", metavar="FILE", type=click.Path(path_type=Path),
     help="Compare with this checkpoint, from which OUT was made.",
 )  # fmt: skip
 @params.json_option
@@ -52,7 +53,7 @@ def command(run: Run, /, artefact: Path, source: Path | None, as_json: bool) -> 
     except ManifestMismatchError as mismatch:
         if as_json:
             emit_json(_document(differences=[str(mismatch)]))
-        report(mismatch)
+        report(mismatch, run)
         return exit_codes.NO
     if as_json:
         emit_json(
@@ -64,11 +65,12 @@ def command(run: Run, /, artefact: Path, source: Path | None, as_json: bool) -> 
             )
         )
     else:
-        emit(render.as_tsv(({"difference": line} for line in found.differences), ["difference"]))
+        rows = [{"difference": line} for line in found.differences]
+        render.show(rows, ["difference"], [render.Column("difference", lambda r: r["difference"])])
     if not found.passed:
         run.say(f"{artefact}: {len(found.differences)} differences from its manifest")
         return exit_codes.NO
-    against = f", and the errors of its tensors against {source}" if source is not None else ""
+    against = f", and the errors as computed from {source}" if source is not None else ""
     run.say(f"{artefact}: {found.n_files} files and {found.n_tensors} tensors are right{against}")
     if found.worst is not None:
         name, error = found.worst

@@ -117,7 +117,7 @@ def _matrix_row(matrix: GateMatrix, ref: TensorRef) -> dict[str, Any]:
     note = ""
     if matrix.part is not None:
         run = "rows" if matrix.part.axis == 0 else "columns"
-        note = f"{run} {matrix.part.start} to {matrix.part.stop} of {matrix.source}"
+        note = f"{run} {matrix.part.start}:{matrix.part.stop} of the stored tensor"
     elif ref.dtype not in FACTORABLE:
         note = f"{ref.dtype} is not factorized"
     m, n = matrix.shape
@@ -133,7 +133,7 @@ def _note(ref: TensorRef, recognition: "Recognition", looks_recurrent: Mapping[s
     """Return why a tensor is no matrix of its own."""
     name = ref.name
     if name in recognition.dropped:
-        return f"no part of the model: {recognition.dropped[name]}"
+        return recognition.dropped[name]
     if name in recognition.aliases:
         return f"tied to {recognition.aliases[name]}"
     if name in recognition.copies:

@@ -4,7 +4,6 @@ import difflib
 import importlib
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -75,12 +74,18 @@ class LazyGroup(click.Group):
     Data goes to standard output: a table on a terminal, tab-separated values otherwise, JSON with
     --json. Everything else goes to standard error.
     """,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
     epilog="""Exit status: 0 done, 1 the answer is no, 2 usage, 3 input, 4 output, 70 a bug of
     ours.""",
 )
 @click.version_option(__version__, "--version", prog_name=NAME, message="%(prog)s %(version)s")
-def main() -> None:
-    """Hold the commands together."""
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Hold the commands together; without one, say what there is."""
+    if ctx.invoked_subcommand is None:
+        say(*ctx.get_help().splitlines())
+        ctx.exit(exit_codes.USAGE)
 
 
 def entry() -> None:
@@ -109,9 +114,7 @@ def run(args: Sequence[str]) -> int:
         say(f"{NAME}: stopped by signal {error.number}")
         return exit_codes.status_of(error)
     except Exception as error:  # the outermost line: what nobody foresaw is a bug, and says so
-        if state.debug:
-            say(*"".join(traceback.format_exception(error)).splitlines())
-        report(error)
+        report(error, state)
         return exit_codes.status_of(error)
     return status if isinstance(status, int) else exit_codes.DONE
 

@@ -5,31 +5,33 @@ that is slow to import is needed to declare an option, since every ``--help`` do
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ckptshrink.errors import PlanError
+from ckptshrink_cli.declare import (
+    HOW,
+    HOW_FAR,
+    OUTPUT,
+    RUN,
+    WHAT,
+    F,
+    option,
+    parsed,
+    refuse,
+    together,
+    usage_errors,
+)
 from ckptshrink_cli.streams import Run
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from ckptshrink.request import Request, Target
+    from ckptshrink.planning.request import Request, Target
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-INPUT: Final = "Input"
-WHAT: Final = "What to compress"
-HOW_FAR: Final = "How far (one of them)"
-HOW: Final = "How"
-OUTPUT: Final = "Output"
-RUN: Final = "Run"
-
-_HEADINGS: Final = (INPUT, WHAT, HOW_FAR, HOW, OUTPUT, RUN)
 _MOST: Final = 2**63 - 1
 """Largest number that torch takes for a seed."""
 
@@ -43,65 +45,14 @@ _SETTINGS: Final = (
 _REQUEST: Final = ("target", *_SIZES, "budget", "method", "grouping", "dtype", "keep", *_SETTINGS)
 
 
-class Option(click.Option):
-    """An option that stands under a heading in the help."""
+def _complete_role(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    from click.shell_completion import CompletionItem
 
-    def __init__(self, *args: Any, heading: str = RUN, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.heading = heading
+    from ckptshrink.gates import ROLES
 
-
-class Command(click.Command):
-    """A command whose help has its options under headings, and one worked example."""
-
-    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.example = example
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, heading by heading, and the example."""
-        found: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                found[getattr(param, "heading", RUN)].append(record)
-        for heading, records in found.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
-        with formatter.section("Example"):
-            for line in self.example.splitlines():
-                formatter.write(f"  {line}\n")
-
-
-def option(heading: str, *names: str, **attributes: Any) -> Callable[[F], F]:
-    """Declare an option under a heading."""
-    return click.option(*names, cls=Option, heading=heading, **attributes)
-
-
-def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Declare several options, in the order in which the help shows them."""
-
-    def declare(function: F) -> F:
-        for one in reversed(options):
-            function = one(function)
-        return function
-
-    return declare
-
-
-def parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return the callback of an option whose value a parser reads; what that refuses is usage."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            return tuple(map(parse, value)) if isinstance(value, tuple) else parse(value)
-        except PlanError as error:
-            raise click.BadParameter(with_hint(error), ctx, param) from error
-
-    return callback
+    return [CompletionItem(name) for name in (*ROLES, "all") if name.startswith(incomplete)]
 
 
 def _complete_method(
@@ -112,11 +63,6 @@ def _complete_method(
     from ckptshrink.linalg.methods import METHODS
 
     return [CompletionItem(name) for name in METHODS.names() if name.startswith(incomplete)]
-
-
-def with_hint(error: PlanError) -> str:
-    """Return an error's message and hint in one line."""
-    return f"{error.message} ({error.hint})" if error.hint else error.message
 
 
 def _method(name: str) -> str:
@@ -134,7 +80,7 @@ def _method(name: str) -> str:
 
 
 def _target(text: str) -> "Target":
-    from ckptshrink.request import parse_target
+    from ckptshrink.planning.request import parse_target
 
     target = parse_target(text)
     if target.method is not None:
@@ -143,7 +89,7 @@ def _target(text: str) -> "Target":
 
 
 def _budget(text: str) -> float:
-    from ckptshrink.request import parse_budget
+    from ckptshrink.planning.request import parse_budget
 
     return parse_budget(text)
 
@@ -232,8 +178,8 @@ dry_run_option: Final = option(
 def out_option(text: str, *, metavar: str, required: bool = False) -> Callable[[F], F]:
     """Declare ``-o``."""
     return option(
-        OUTPUT, "-o", "--output", "out", metavar=metavar, type=click.Path(), callback=parsed(_out_path),
-        required=required, help=text,
+        OUTPUT, "-o", "--output", "out", metavar=metavar, type=click.Path(),
+        callback=parsed(_out_path), required=required, help=text,
     )  # fmt: skip
 
 
@@ -251,6 +197,7 @@ compute_options: Final = together(
 
 request_options: Final = together(
     option(WHAT, "--target", multiple=True, metavar="TARGET", callback=parsed(_target),
+           shell_complete=_complete_role,
            help="Wi, Wh, P, embedding, softmax, linear, all, or a glob on tensor names. May be "
            "given again, each with settings of its own: 'Wh:rank=10,method=prune' (rank, ratio, "
            "energy, max-error, method, grouping, dtype). Of several that name a matrix the last "
@@ -264,7 +211,7 @@ request_options: Final = together(
     option(WHAT, "--strict", is_flag=True,
            help="A rank or ratio that can't be met for a matrix is an error."),
     option(HOW_FAR, "--rank", callback=_whole(1, _MOST), metavar="N",
-           help="Keep N singular values of each matrix."),
+           help="Rank of the factors of each matrix; prune keeps as many values as they have."),
     option(HOW_FAR, "--ratio", type=float, metavar="R",
            help="Parameters after / before of each matrix, in (0, 1]."),
     option(HOW_FAR, "--energy", type=float, metavar="E",
@@ -274,8 +221,8 @@ request_options: Final = together(
     option(HOW_FAR, "--budget", metavar="SIZE", callback=parsed(_budget),
            help="Bytes of the whole model (25MB, 25MiB), or a share of the source (0.3). The ranks "
            "are chosen so that the summed squared error is least."),
-    option(HOW, "--method", callback=parsed(_method), shell_complete=_complete_method, metavar="METHOD",
-           help="svd (default), semi-nmf, prune, or one that is installed."),
+    option(HOW, "--method", callback=parsed(_method), shell_complete=_complete_method,
+           metavar="METHOD", help="svd (default), semi-nmf, prune, or one that is installed."),
     option(HOW, "--grouping", type=click.Choice(["stacked", "per-gate"]), metavar="GROUPING",
            help="Factorize the gates of a matrix stacked (default), or each alone: per-gate."),
     option(HOW, "--dtype", type=click.Choice(["keep", "float16", "bfloat16"]), metavar="DTYPE",
@@ -321,7 +268,7 @@ def request_of(params: Mapping[str, Any]) -> "Request":
         refuse(f"give one of {', '.join(map(flag_of, sizes))}")
     with usage_errors():
         from ckptshrink.plan import Settings
-        from ckptshrink.request import Request, Size
+        from ckptshrink.planning.request import Request, Size
 
         chosen = {name: given[name] for name in sizes if name != "budget"}
         plain = ("budget", "method", "grouping", "dtype", "keep")
@@ -331,17 +278,3 @@ def request_of(params: Mapping[str, Any]) -> "Request":
             settings=Settings(**{name: given[name] for name in _SETTINGS if name in given}),
             **{name: given[name] for name in plain if name in given},
         )
-
-
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn what the library says about a value from the command line into a mistake of usage."""
-    try:
-        yield
-    except PlanError as error:
-        refuse(with_hint(error))
-
-
-def refuse(message: str) -> NoReturn:
-    """Fail on a mistake of usage that no option has alone."""
-    raise click.UsageError(message, click.get_current_context(silent=True))

@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ckptshrink.errors import printable
 from ckptshrink.events import Listener, Progress
 from ckptshrink_cli.streams import emit
 
 Row = Mapping[str, Any]
+
+_LEAST_WIDTH: Final = 12
+"""Width to which a column of text may be folded."""
+
+_GAP: Final = 2
+"""Blanks between two columns."""
 
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -27,12 +33,15 @@ class Column:
     text : callable
         From a row to what the cell shows.
     right : bool
-        Whether it is a number, set to the right and never folded.
+        Whether it is a number or so: set to the right, and never folded.
+    spare : bool
+        Whether it is left out where the terminal is too narrow for all.
     """
 
     title: str
     text: Callable[[Row], str]
     right: bool = False
+    spare: bool = False
 
 
 def show(rows: Sequence[Row], fields: Sequence[str], columns: Sequence[Column]) -> None:
@@ -56,23 +65,41 @@ def as_tsv(rows: Iterable[Row], fields: Sequence[str]) -> str:
 
 
 def as_table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-    """Return a table as wide as the terminal at most; long names fold and are never cut off."""
+    """Return a table as wide as the terminal, if it can be; names fold and are never cut off.
+
+    A column in which every cell is empty is left out, and a table without rows is nothing.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(
-            column.title, justify="right" if column.right else "left", no_wrap=column.right,
-            overflow="fold",
-        )  # fmt: skip
-    for row in rows:
+    cells = [[printable(column.text(row)) for column in columns] for row in rows]
+    if not cells:
+        return ""
+    shown = {
+        column: longest
+        for i, column in enumerate(columns)
+        if (longest := max(len(line[i]) for line in cells))
+    }
+    least = {
+        column: max(len(column.title), longest if column.right else min(longest, _LEAST_WIDTH))
+        for column, longest in shown.items()
+    }
+    terminal = shutil.get_terminal_size().columns
+    if sum(least.values()) + _GAP * len(least) > terminal:
+        least = {column: width for column, width in least.items() if not column.spare}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column, width in least.items():
+        side: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.title, justify=side, overflow="fold", min_width=width)
+    for line in cells:
         # Text and not str: a name with brackets would be taken for markup
-        table.add_row(*(Text(printable(column.text(row))) for column in columns))
+        cell_of = dict(zip(columns, line, strict=True))
+        table.add_row(*(Text(cell_of[column]) for column in least))
+    # where the terminal is narrower still, it breaks the lines itself; rich would drop columns
+    width = max(terminal, sum(least.values()) + _GAP * len(least))
     written = StringIO()
-    width = shutil.get_terminal_size().columns
     Console(file=written, force_terminal=True, width=width, highlight=False).print(table)
     return written.getvalue()
 

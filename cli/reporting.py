@@ -1,20 +1,23 @@
 """What a user reads of an error: what and where in one line, every issue of a plan, and a hint."""
 
+import traceback
 from collections.abc import Iterator
 from typing import Final
 
 import click
 
 from ckptshrink.errors import CkptshrinkError, PlanError
-from ckptshrink_cli.streams import say
+from ckptshrink_cli.streams import Run, say
 
 NAME: Final = "ckptshrink"
 
 _MAX_ISSUES: Final = 20
 
 
-def report(error: BaseException) -> None:
-    """Say what went wrong, on standard error."""
+def report(error: BaseException, run: Run) -> None:
+    """Say what went wrong, on standard error; where it came from, only to those who ask."""
+    if run.debug and error.__traceback__ is not None:
+        say(*"".join(traceback.format_exception(error)).splitlines())
     say(*lines_of(error))
 
 

@@ -20,7 +20,7 @@ class Summary:
     Attributes
     ----------
     nbytes_before, nbytes_after : int
-        Of the files, from the file system.
+        Of the files: as they were read, and as they lie on the disk now, manifest and all.
     """
 
     source: Path
@@ -34,9 +34,7 @@ class Summary:
     def of(cls, result: "Result", source: Path, out: Path, *, dense: bool) -> "Summary":
         """Sum up a result; `source` and `out` are the paths as the user wrote them."""
         manifest = result.manifest
-        folder = source if source.is_dir() else source.parent
-        before = sum((folder / file.path).stat().st_size for file in manifest.source.files)
-        return cls(source, out, dense, before, nbytes_on_disk(result.out), manifest)
+        return cls(source, out, dense, manifest.source.nbytes, nbytes_on_disk(result.out), manifest)
 
     @property
     def factorized(self) -> "list[TensorRecord]":
@@ -91,29 +89,41 @@ class Summary:
         """Yield the summary as lines of text."""
         before, after = self.nbytes_before, self.nbytes_after
         yield f"wrote {self.out}"
-        yield f"size        {_change(before, after)} bytes"
+        yield f"size        {_change(before, after, ' bytes')}"
         if after >= before:
             yield f"            it did not get smaller: {self._why_not()}"
-        totals = self.manifest.totals
-        yield f"parameters  {_change(totals.n_params_before, totals.n_params_after)}"
-        yield from self._fates()
+        yield from self._dense_fates() if self.dense else self._fates()
         if self.worst is not None:
             yield f"worst error {render.error(self.worst.rel_error)} at {self.worst.name}"
         for note in (*self.manifest.source.notes, *self._notes()):
             yield f"note        {note}"
         yield f"next        {self.next_command}"
 
+    def _dense_fates(self) -> Iterator[str]:
+        totals = self.manifest.totals
+        yield (
+            f"parameters  {render.count(totals.n_params_before)} as before; as factors they would "
+            f"be {render.count(totals.n_params_after)}"
+        )
+        yield f"compressed  {_matrices(self.factorized)}, and multiplied back"
+        yield from self._stayed()
+
     def _fates(self) -> Iterator[str]:
+        totals = self.manifest.totals
+        yield f"parameters  {_change(totals.n_params_before, totals.n_params_after)}"
         smaller = [row for row in self.factorized if row.nbytes_after < row.nbytes_before]
         yield f"smaller     {_matrices(smaller)}"
         larger = [row for row in self.factorized if row.nbytes_after >= row.nbytes_before]
         if larger:
             yield f"not smaller {_matrices(larger)}, factorized because of --allow-inflate"
-        for reason, rows in self.stayed.items():
-            yield f"stayed      {_matrices(rows)}: {reason}"
+        yield from self._stayed()
         for reason, rows in self.left_out.items():
             nbytes = sum(row.nbytes_before for row in rows)
             yield f"left out    {len(rows)} tensors, {render.count(nbytes)} bytes: {reason}"
+
+    def _stayed(self) -> Iterator[str]:
+        for reason, rows in self.stayed.items():
+            yield f"stayed      {_matrices(rows)}: {reason}"
 
     def _why_not(self) -> str:
         if self.dense:
@@ -138,11 +148,11 @@ def _by_reason(rows: "Iterable[TensorRecord]") -> "dict[str, list[TensorRecord]]
     return found
 
 
-def _change(before: int, after: int) -> str:
+def _change(before: int, after: int, unit: str = "") -> str:
     if before == after:
-        return f"{render.count(before)} as before"
+        return f"{render.count(before)}{unit} as before"
     share = render.ratio(before, after)
-    return f"{render.count(before)} → {render.count(after)} ({share} of what it was)"
+    return f"{render.count(before)} → {render.count(after)}{unit} ({share} of what it was)"
 
 
 def _matrices(rows: "list[TensorRecord]") -> str:

@@ -1,14 +1,14 @@
 """The rows of a plan and of its outcome, as a table and as tab-separated values."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptshrink_cli import render
 from ckptshrink_cli.render import Column, Row
 
 if TYPE_CHECKING:
-    from ckptshrink.manifest import Manifest
-    from ckptshrink.plan import Plan
+    from ckptshrink.manifest import Manifest, TensorRecord
+    from ckptshrink.plan import Plan, PlanItem
 
 _FIELDS: Final = (
     "name", "role", "layer", "shape", "action", "method", "rank", "grouping", "n_params_before",
@@ -25,12 +25,12 @@ OUTCOME_FIELDS: Final = (*_FIELDS, "rel_error", "of", "reason")
 def show_plan(plan: "Plan") -> None:
     """Write what would become of every tensor to standard output."""
     columns = _columns("predicted_rel_error", "predicted error")
-    render.show([item.model_dump() for item in plan.items], PLAN_FIELDS, columns)
+    render.show([_row(item) for item in plan.items], PLAN_FIELDS, columns)
 
 
 def show_outcome(manifest: "Manifest") -> None:
     """Write what became of every tensor to standard output."""
-    rows = [record.model_dump() for record in manifest.tensors]
+    rows = [_row(record) for record in manifest.tensors]
     render.show(rows, OUTCOME_FIELDS, _columns("rel_error", "error"))
 
 
@@ -45,14 +45,20 @@ def plan_lines(plan: "Plan") -> Iterator[str]:
     yield f"digest: {plan.digest}"
 
 
+def _row(record: "PlanItem | TensorRecord") -> Row:
+    """Return a record's fields; how a matrix is factorized only where it is."""
+    row = record.model_dump()
+    return row if record.action == "factorize" else row | {"grouping": None, "dtype": None}
+
+
 def _columns(error_key: str, error_title: str) -> tuple[Column, ...]:
     return (
         Column("name", lambda row: row["name"]),
         Column("role", lambda row: row["role"] or ""),
         Column("shape", lambda row: render.shape(row["shape"]), right=True),
         Column("fate", _fate),
-        Column("parameters", lambda row: _change(row, "n_params"), right=True),
-        Column("bytes", lambda row: _change(row, "nbytes"), right=True),
+        Column("parameters", lambda row: _change(row, "n_params", render.count), right=True),
+        Column("bytes", lambda row: _change(row, "nbytes", render.size), right=True, spare=True),
         Column(error_title, lambda row: _error(row, error_key), right=True),
         Column("reason", lambda row: row["reason"]),
     )
@@ -65,11 +71,11 @@ def _fate(row: Row) -> str:
     return f"{row['method']} r={row['rank']}{grouping}"
 
 
-def _change(row: Row, key: str) -> str:
-    before: int = row[f"{key}_before"]
+def _change(row: Row, key: str, text: Callable[[int], str]) -> str:
+    before, after = row[f"{key}_before"], row[f"{key}_after"]
     if row["action"] not in {"factorize", "keep"}:
-        return render.count(before)  # stored once elsewhere, or not at all
-    return render.change(before, row[f"{key}_after"])
+        return text(before)  # stored once elsewhere, or not at all
+    return text(before) if before == after else f"{text(before)} → {text(after)}"
 
 
 def _error(row: Row, key: str) -> str:

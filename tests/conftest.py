@@ -10,6 +10,19 @@ os.environ.pop("FORCE_COLOR", None)
 os.environ["COLUMNS"] = "100"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the flag that writes golden files again."""
+    parser.addoption(
+        "--regen", action="store_true", help="write the files of tests/golden again, to be reviewed"
+    )
+
+
+@pytest.fixture
+def regen(request: pytest.FixtureRequest) -> bool:
+    """Return whether golden files are written and not compared."""
+    return bool(request.config.getoption("--regen"))
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Return the folder of small checkpoints that the project's own scripts make."""

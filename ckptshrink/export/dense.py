@@ -1,5 +1,6 @@
 """Write the source's own container again: same keys, shapes, order and dtypes, other values."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -52,9 +53,14 @@ def write_dense(
         repeats += [averages[name]] if name in averages else []
         for target in (name, *repeats):
             replaced[target] = work.payload(name)
+    if plan.settings.use_averaged:
+        for name in averages:
+            replaced.setdefault(name, functools.partial(reader.read, name))
     write_like(reader, replaced, staging)
-    outcomes = {item.name: Outcome(item, (), 0.0) for item in plan.items}
-    return outcomes | work.outcomes
+    for item in plan.items:
+        error = 0.0 if item.action == "keep" else None
+        work.outcomes.setdefault(item.name, Outcome(item, (), error))
+    return work.outcomes
 
 
 class _Multiplied:

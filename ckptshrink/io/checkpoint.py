@@ -26,7 +26,7 @@ class Checkpoint:
     files : tuple of Path
         Every file the tensors lie in, and a shard index if there is one.
     container : mapping
-        JSON-able: what `restore` needs to write the same container again. Its keys are the format's own.
+        JSON-able: what `restore` needs to write the same container again; keys are each format's.
     copies : mapping of str to str
         Tensors that repeat another one's values without sharing its storage: a dropout-masked or
         evaluated copy of a recurrent weight, by the name of the weight that wins.

@@ -76,8 +76,7 @@ def write_new(
             dropped = set(tensors_in(structure)) - set(tensors)
             kept = {**container, "structure": without(structure, dropped)}
             out = staging.create(_only_name(staging))
-            left_out = torch_write.write_new(kept, tensors, payload, out)
-            return (*left_out, *([f"{len(dropped)} tensors of optimizer state"] if dropped else []))
+            return tuple(torch_write.write_new(kept, tensors, payload, out))
     raise PlanError(f"no writer for the format {format_!r}")
 
 

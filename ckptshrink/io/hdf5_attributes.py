@@ -1,4 +1,7 @@
-"""Attributes of HDF5 objects as JSON values: read with limits, and written again."""
+"""Attributes of HDF5 objects as JSON values: read with limits, and written again.
+
+Read are numbers, texts of fixed length, and lists of either. Texts of variable length are not.
+"""
 
 import json
 from collections.abc import Iterable
@@ -28,7 +31,7 @@ class Attribute:
     dtype : str
         numpy's code for numbers (``"<f4"``), ``"utf-8"`` or ``"ascii"`` for text.
     length : int or None
-        Bytes of a text of fixed length; None for any length, and for numbers.
+        Bytes of a text; None for numbers.
     value : int, float, bool, str or a list of them
     """
 
@@ -43,7 +46,7 @@ class Attribute:
 
 
 def read_attributes(item: Any) -> tuple[tuple[Attribute, ...], tuple[str, ...]]:
-    """Return the attributes of an object, and the quoted names of those that JSON can't say.
+    """Return the attributes of an object, and the quoted names of those that are not read.
 
     Raises
     ------
@@ -73,8 +76,9 @@ def write_attributes(target: h5py.HLObject, attributes: Iterable[Attribute]) -> 
             dtype = np.dtype(attribute.dtype)
         else:
             dtype = h5py.string_dtype(attribute.dtype, attribute.length)
-            if isinstance(value, list):
-                value = [text.encode() for text in value]
+            # Encoded here, since text that is marked as ASCII need not be.
+            one = isinstance(value, str)
+            value = value.encode() if one else [text.encode() for text in value]
         target.attrs.create(attribute.name, np.asarray(value, dtype), dtype=dtype)
 
 
@@ -88,23 +92,20 @@ def _attribute(item: h5a.AttrID) -> Attribute | None:
     number = numpy_dtype(kind)
     if not is_text and number is None:
         return None
+    if is_text and kind.is_variable_str():
+        # Such a text lies in a heap elsewhere in the file. HDF5 2.0 allocates whatever length is
+        # claimed (4 GiB were seen), and steps over a heap object of size 0 for ever.
+        return None
     data = np.empty(item.shape, kind.dtype if number is None else number[0])
     item.read(data)
     value = data.tolist()
     try:
         name = item.name.decode()
         if is_text:
-            value = [_decoded(v) for v in value] if item.shape else _decoded(value)
+            value = [text.decode() for text in value] if item.shape else value.decode()
         json.dumps(value, allow_nan=False)
     except ValueError:  # a text that is not UTF-8, NaN, an infinity
         return None
     if number is not None:
         return Attribute(name, number[0].str, None, value)
-    length = None if kind.is_variable_str() else kind.get_size()
-    return Attribute(name, _CHARSETS.get(kind.get_cset(), "utf-8"), length, value)
-
-
-def _decoded(text: bytes | str) -> str:
-    found = text.decode() if isinstance(text, bytes) else text
-    found.encode()  # h5py hands out bytes that are not UTF-8 as lone surrogates
-    return found
+    return Attribute(name, _CHARSETS.get(kind.get_cset(), "utf-8"), kind.get_size(), value)

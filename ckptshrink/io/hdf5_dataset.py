@@ -121,7 +121,7 @@ def storage_of(item: h5d.DatasetID, path: str, file_size: int) -> Storage:
         maxshape=None
         if maxshape == shape
         else tuple(None if size == h5s.UNLIMITED else size for size in maxshape),
-        filters=_filters(properties, path),
+        filters=_filters(properties, path, None if chunks is None else nbytes_of(chunks, dtype)),
     )
 
 
@@ -133,12 +133,17 @@ def numpy_dtype(kind: h5t.TypeID) -> tuple["np.dtype[Any]", str] | None:
         dtype = np.dtype(kind.dtype)
     except TypeError:  # the library knows a type that numpy has no name for
         return None
-    code = _CODES.get((dtype.kind, dtype.itemsize))
+    code = code_of(dtype)
     is_enum = kind.get_class() == h5t.ENUM and dtype.kind != "b"
     # h5py reads a float that it has no name for as a wider one: bfloat16 as float32.
     if code is None or is_enum or dtype.itemsize != kind.get_size():
         return None
     return dtype, code
+
+
+def code_of(dtype: "np.dtype[Any]") -> str | None:
+    """Return the key of `tensors.ITEMSIZE` for a numpy dtype, in either byte order."""
+    return _CODES.get((dtype.kind, dtype.itemsize))
 
 
 def check_chunks(storage: Storage, item: h5d.DatasetID, path: str, file_size: int) -> None:
@@ -179,7 +184,7 @@ def check_chunks(storage: Storage, item: h5d.DatasetID, path: str, file_size: in
 
 def shown(name: bytes) -> str:
     """Return a name out of a file, quoted, cut and without control characters, for a message."""
-    return repr(printable(name.decode("utf-8", "backslashreplace"))[:200])
+    return f"'{printable(name.decode('utf-8', 'backslashreplace'))[:200]}'"
 
 
 def _dtype(kind: h5t.TypeID, path: str) -> tuple["np.dtype[Any]", str]:
@@ -193,7 +198,9 @@ def _dtype(kind: h5t.TypeID, path: str) -> tuple["np.dtype[Any]", str]:
     return found
 
 
-def _filters(properties: Any, path: str) -> tuple[tuple[str, int | None], ...]:
+def _filters(
+    properties: Any, path: str, chunk_nbytes: int | None
+) -> tuple[tuple[str, int | None], ...]:
     found: dict[str, int | None] = {}
     for position in range(properties.get_nfilters()):
         number, _, values, name = properties.get_filter(position)
@@ -207,6 +214,9 @@ def _filters(properties: Any, path: str) -> tuple[tuple[str, int | None], ...]:
         if known in found:
             # Deflate twice expands a million to one, past what checking one pass can bound.
             raise UnsafeCheckpointError(f"applies the filter {known} twice", tensor=path)
+        if known == "lzf" and tuple(values[2:3]) != (chunk_nbytes,):
+            # The size of the filter's buffer, out of which the whole chunk is then copied.
+            raise CorruptCheckpointError("its lzf filter has another chunk size", tensor=path)
         found[known] = int(values[0]) if known == "gzip" and values else None
     if "gzip" in found and "lzf" in found:
         raise UnsafeCheckpointError("is packed by gzip and lzf, one in the other", tensor=path)

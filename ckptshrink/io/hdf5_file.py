@@ -17,8 +17,17 @@ from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputErro
 from ckptshrink.io.checkpoint import Checkpoint, Reader
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_attributes import Attribute, write_attributes
-from ckptshrink.io.hdf5_dataset import check_chunks
-from ckptshrink.io.hdf5_library import h5d, h5p, h5py, h5s, library_errors, one_line, open_view
+from ckptshrink.io.hdf5_dataset import check_chunks, code_of
+from ckptshrink.io.hdf5_library import (
+    h5d,
+    h5p,
+    h5py,
+    h5s,
+    library_errors,
+    one_line,
+    open_output,
+    open_view,
+)
 from ckptshrink.io.hdf5_walk import Dataset, Walk, walk
 from ckptshrink.io.safetensors_header import strict_json
 from ckptshrink.tensors import TensorRef
@@ -151,17 +160,19 @@ def write_new(
         The record is not one of this module, or names a tensor that is not there.
     """
     groups, datasets = _recorded(container, tensors)
-    with _writing(path), h5py.File(path, "x") as file:
-        for name, attributes in groups.items():
-            write_attributes(file.require_group(f"/{name}"), attributes)
+    with _writing(path), open_output(path, "x") as file:
         for name, record in datasets.items():
             if record["shares_with"] is not None:
                 file[name] = file[record["shares_with"]]
                 continue
             ref = tensors[name]
-            item = _create(file, ref, record)
-            _write(item.id, _gathered(payload(name), ref), ref.shape, np.dtype(record["dtype"]))
-            write_attributes(item, record["attributes"])
+            with _fitting():
+                item = _create(file, ref, record)
+                write_attributes(item, record["attributes"])
+            _write(item.id, _gathered(payload(name), ref), ref.shape, item.dtype)
+        for name, attributes in groups.items():
+            with _fitting():
+                write_attributes(file.require_group(f"/{name}"), attributes)
 
 
 def write_like(
@@ -201,7 +212,7 @@ def write_like(
                     out.seek(offset)
                     _write_all(out, _checked(replaced[name](), refs[name]).data)
         if packed:
-            with h5py.File(path, "r+", locking=False) as file:
+            with open_output(path, "r+") as file:
                 for name in packed:
                     storage = source.datasets[name].storage
                     data = _checked(replaced[name](), refs[name])
@@ -269,21 +280,21 @@ def _recorded(
     container: Mapping[str, Any], tensors: Mapping[str, TensorRef]
 ) -> tuple[dict[str, list[Attribute]], dict[str, dict[str, Any]]]:
     """Return groups and datasets of a container record by name, attributes made again."""
-    # The record comes out of a manifest, so it may be anything that JSON can say.
-    try:
+    datasets: dict[str, dict[str, Any]] = {}
+    with _fitting():
         groups = {
             group["name"]: [Attribute(**a) for a in group["attributes"]]
             for group in container["groups"]
         }
-        datasets: dict[str, dict[str, Any]] = {}
         for record in container["datasets"]:
             name, first = record["name"], record["shares_with"]
-            tensors[name if first is None else first]
+            if code_of(np.dtype(record["dtype"])) != tensors[name].dtype:
+                raise ValueError(f"{name} is no {record['dtype']}")
+            if first is not None and first not in datasets:
+                raise ValueError(f"{name} is to be {first}, which comes later or never")
             attributes = [Attribute(**a) for a in record["attributes"]]
             filters = dict(record["filters"])
             datasets[name] = {**record, "attributes": attributes, "filters": filters}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _misfit(error) from error
     return groups, datasets
 
 
@@ -292,31 +303,36 @@ def _create(file: h5py.File, ref: TensorRef, record: Mapping[str, Any]) -> Any:
     packing = next((name for name in ("gzip", "lzf") if name in filters), None)
     properties = h5p.create(h5p.DATASET_CREATE)
     if record["chunks"] is not None:
-        # When fill values are written is a byte of the file: h5py 3.10 always says this, 3.16 never.
+        # When a chunk is filled is a byte of the file: h5py 3.10 always says this, 3.16 never.
         properties.set_fill_time(h5d.FILL_TIME_ALLOC)
-    try:
-        return file.create_dataset(
-            ref.name,
-            ref.shape,
-            np.dtype(record["dtype"]),
-            chunks=None if record["chunks"] is None else tuple(record["chunks"]),
-            maxshape=None if record["maxshape"] is None else tuple(record["maxshape"]),
-            compression=packing,
-            compression_opts=filters[packing] if packing else None,
-            shuffle="shuffle" in filters or None,
-            fletcher32="fletcher32" in filters or None,
-            dcpl=properties,
-            # Off by default in h5py, and said here since a time of day would change the bytes.
-            track_times=False,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _misfit(error) from error
-
-
-def _misfit(error: Exception) -> ManifestMismatchError:
-    return ManifestMismatchError(
-        f"the record of the source's container does not fit its tensors: {one_line(error)}"
+    return file.create_dataset(
+        ref.name,
+        ref.shape,
+        np.dtype(record["dtype"]),
+        chunks=None if record["chunks"] is None else tuple(record["chunks"]),
+        maxshape=None if record["maxshape"] is None else tuple(record["maxshape"]),
+        compression=packing,
+        compression_opts=filters[packing] if packing else None,
+        shuffle="shuffle" in filters or None,
+        fletcher32="fletcher32" in filters or None,
+        dcpl=properties,
+        # Off by default in h5py, and said here since a time of day would change the bytes.
+        track_times=False,
     )
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Turn what goes wrong over a container record into one line.
+
+    The record comes out of a manifest, so it may be anything that JSON can say.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ManifestMismatchError(
+            f"the record of the source's container does not fit its tensors: {one_line(error)}"
+        ) from error
 
 
 def _gathered(chunks: Iterable[memoryview], ref: TensorRef) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from ckptshrink.io.files import SourceFile
 
 __all__ = [
     "h5a", "h5d", "h5g", "h5l", "h5o", "h5p", "h5py", "h5s", "h5t",
-    "library_errors", "one_line", "open_view",
+    "library_errors", "one_line", "open_output", "open_view",
 ]  # fmt: skip
 
 
@@ -66,6 +66,79 @@ def open_view(file: SourceFile) -> h5py.File:
     return h5py.File(_View(file), "r")
 
 
+class _Output(io.RawIOBase):
+    """A file that never fails to be written to, but remembers its first failure.
+
+    HDF5 crashes when it can't write what it holds back until a file is closed: with h5py 3.10 and
+    3.16 a full disk is a segmentation fault.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and (n := self._file.readinto(view[done:])):
+            done += n
+        view[done:] = bytes(len(view) - done)  # what was to be written there and was not
+        return len(view)
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        rest = view
+        while rest and self.failure is None:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        if self.failure is None:
+            try:
+                return self._file.truncate(size)
+            except OSError as error:
+                self.failure = error
+        return size or 0
+
+
+@contextmanager
+def open_output(path: Path, mode: str) -> Iterator[h5py.File]:
+    """Open a file for writing: a new one with ``"x"``, one that exists with ``"r+"``.
+
+    Raises
+    ------
+    OSError
+        When it is closed: the first failure to write.
+    """
+    # Readable too: the library reads back what it has written and dropped from its cache.
+    with io.FileIO(path, "x+" if mode == "x" else mode) as file:
+        output = _Output(file)
+        try:
+            with h5py.File(output, "w" if mode == "x" else mode) as h5:
+                yield h5
+        finally:
+            if output.failure is not None:
+                raise output.failure
+
+
 @contextmanager
 def library_errors(path: Path) -> Iterator[None]:
     """Turn what h5py raises over a damaged file into one line, and add the path to our own errors.
@@ -82,7 +155,11 @@ def library_errors(path: Path) -> Iterator[None]:
             error.path = os.fspath(path)
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CorruptCheckpointError(f"HDF5: {one_line(error)}", path=path) from error
+        raise CorruptCheckpointError(
+            f"HDF5: {one_line(error)}",
+            path=path,
+            hint="the file is damaged or was cut short: get it again",
+        ) from error
 
 
 def one_line(error: Exception) -> str:

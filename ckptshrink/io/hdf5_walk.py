@@ -53,7 +53,7 @@ class Dataset:
 
 @dataclass(slots=True)
 class Walk:
-    """What a file holds, in the order of the walk: by name within each group."""
+    """What a file holds: datasets in stored order, groups by name within each group."""
 
     file_size: int
     groups: list[Group] = field(default_factory=list)
@@ -61,18 +61,23 @@ class Walk:
     notes: list[str] = field(default_factory=list)
     n_objects: int = 0
     nbytes: int = 0
+    addresses: dict[str, int] = field(default_factory=dict)
     first_names: dict[int, str] = field(default_factory=dict)
 
     def attributes(self, item: h5g.GroupID | h5d.DatasetID, path: str) -> tuple[Attribute, ...]:
-        """Return the attributes of an object, with a note on each that is left out."""
+        """Return the attributes of an object, with a note on each that is not read."""
         kept, left_out = read_attributes(item)
-        place = printable(path) or "/"
-        self.notes.extend(f"{place}: the attribute {name} is left out" for name in left_out)
+        for name in left_out:
+            self.pass_over(path, f"the attribute {name}")
         return kept
 
+    def pass_over(self, path: str, what: str) -> None:
+        """Note what a file written anew will not have."""
+        self.notes.append(f"{printable(path) or '/'}: {what} is not carried into a restored file")
 
-_Link = tuple[h5g.GroupID, bytes, str, tuple[int, ...]]
-"""Parent, name of the link, path, and the addresses of the groups above."""
+
+_Link = tuple[h5g.GroupID, bytes, str]
+"""Parent, name of the link, and path."""
 
 
 def walk(file: h5py.File, file_size: int) -> Walk:
@@ -81,7 +86,7 @@ def walk(file: h5py.File, file_size: int) -> Walk:
     Raises
     ------
     UnsafeCheckpointError
-        A link or a dataset leads out of the file, groups form a cycle, or depth, number or size
+        A link or a dataset leads out of the file, a group has two names, or depth, number or size
         are out of proportion.
     CorruptCheckpointError
         Sizes and offsets don't fit the file.
@@ -91,35 +96,38 @@ def walk(file: h5py.File, file_size: int) -> Walk:
     found = Walk(file_size)
     # Depth first with a stack of its own: a chain of 3,000 groups keeps the library's own visitor
     # busy for 49 s.
-    pending: list[_Link] = _enter(h5g.open(file.id, b"/"), "", (), found)
+    pending: list[_Link] = _enter(h5g.open(file.id, b"/"), "", found)
     while pending:
-        parent, link, path, above = pending.pop()
+        parent, link, path = pending.pop()
         _check_link(parent, link, path)
         item = h5o.open(parent, link)
         if isinstance(item, h5g.GroupID):
-            pending += _enter(item, path, above, found)
+            pending += _enter(item, path, found)
         elif isinstance(item, h5d.DatasetID):
             _add_dataset(item, path, found)
         else:
-            found.notes.append(f"{printable(path)}: a named type, left out")
+            found.pass_over(path, "a named type")
+    # Headers lie in the order in which the datasets were made, and payloads mostly too.
+    found.datasets.sort(key=lambda dataset: found.addresses[dataset.name])
     return found
 
 
-def _enter(group: h5g.GroupID, path: str, above: tuple[int, ...], found: Walk) -> list[_Link]:
+def _enter(group: h5g.GroupID, path: str, found: Walk) -> list[_Link]:
     """Record a group and return its links, the first of them last."""
-    address = h5o.get_info(group).addr
-    if address in above:
-        raise UnsafeCheckpointError("is a group that holds itself", tensor=path)
-    if len(above) >= MAX_DEPTH:
+    # A group that holds itself never ends, and one of two names at each of 40 levels ends too late.
+    first = found.first_names.setdefault(h5o.get_info(group).addr, path)
+    if first != path:
+        raise UnsafeCheckpointError(
+            f"is another name of the group '{printable(first) or '/'}'", tensor=path
+        )
+    if path.count("/") >= MAX_DEPTH:
         raise UnsafeCheckpointError(f"groups are nested over {MAX_DEPTH} deep", tensor=path[:200])
     # Asked before the names are listed: a group of millions of links would fill the memory.
     found.n_objects += group.get_num_objs()
     if found.n_objects > MAX_OBJECTS:
         raise UnsafeCheckpointError(f"holds more than {MAX_OBJECTS:,} objects")
     found.groups.append(Group(path, found.attributes(group, path)))
-    return [
-        (group, link, _child_path(path, link), (*above, address)) for link in reversed(list(group))
-    ]
+    return [(group, link, _child_path(path, link)) for link in reversed(list(group))]
 
 
 def _child_path(path: str, link: bytes) -> str:
@@ -157,10 +165,12 @@ def _check_link(parent: h5g.GroupID, link: bytes, path: str) -> None:
 def _add_dataset(item: h5d.DatasetID, path: str, found: Walk) -> None:
     skipped = why_no_tensor(item, path)
     if skipped is not None:
-        found.notes.append(f"{printable(path)}: {skipped}, left out")
+        found.pass_over(path, skipped)
         return
     storage = storage_of(item, path, found.file_size)
-    first = found.first_names.setdefault(h5o.get_info(item).addr, path)
+    address = h5o.get_info(item).addr
+    found.addresses[path] = address
+    first = found.first_names.setdefault(address, path)
     if first != path:
         found.datasets.append(Dataset(path, storage, first, ()))
         return

@@ -1,9 +1,9 @@
 """The only creator of files: stage beside the target, write, sync, hash, re-read, rename once.
 
-A target is a file or a folder. Everything is first built in a hidden part folder in the target's own
-parent, so that the last step is one rename on one file system. Killed at any moment, the target is
-whole or as it was; part folders of killed runs are swept by the next run to the same target, which
-can tell them from those of a living run by their lock.
+A target is a file or a folder. Everything is first built in a hidden part folder in the target's
+own parent, so that the last step is one rename on one file system. Killed at any moment, the target
+is whole or as it was; part folders of killed runs are swept by the next run to the same target,
+which can tell them from those of a living run by their lock.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -267,6 +267,8 @@ def check_target(
     OutputError
         See `Staging`.
     """
+    with _os_errors(target), suppress(FileNotFoundError, NotADirectoryError):
+        target.lstat()  # the system refuses some names outright, such as one too long
     if target.is_symlink():
         raise OutputError("is a symbolic link, and is not written through", path=target)
     absolute = target.parent.resolve() / target.name
@@ -276,9 +278,10 @@ def check_target(
         )
     for source in inputs:
         real = source.resolve()
-        if absolute == real or absolute in real.parents:
+        inside = real.is_dir() and real in absolute.parents
+        if absolute == real or absolute in real.parents or inside:
             raise OutputError(
-                "is the input, or holds it; inputs are never written to",
+                "is the input, holds it or lies in it; inputs are never written to",
                 path=target,
                 hint="give another -o",
             )

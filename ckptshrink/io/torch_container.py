@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import CorruptCheckpointError, UnknownFormatError, UnsafeCheckpointError
 from ckptshrink.io.files import SourceFile
-from ckptshrink.io.inert_pickle import MAX_BYTES, Decoded, TruncatedPickleError, decode
+from ckptshrink.io.inert_pickle import Decoded, decode
+from ckptshrink.io.pickle_machine import MAX_BYTES, TruncatedPickleError
 from ckptshrink.io.pickle_records import Value, as_items, as_pairs
 from ckptshrink.io.torch_zip import STORED, ZipEntry, ZipIndex
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 """First of the stacked pickles of the legacy container."""
 
+_MAGIC_FORMS: Final = (LEGACY_MAGIC.to_bytes(10, "little"), str(LEGACY_MAGIC).encode())
+_MAGIC_WITHIN: Final = 40
 _LEGACY_VERSION: Final = 1001
 _FIRST_WINDOW: Final = 1 << 20
 _COUNT: Final = 8
@@ -178,6 +181,11 @@ class LegacyContainer:
         The first pickle is not the magic number, or the version is another.
     CorruptCheckpointError, UnsafeCheckpointError
         See `decode`.
+
+    Attributes
+    ----------
+    places : dict of str to (int, int)
+        Offset and bytes of each storage by key, in stored order.
     """
 
     format = "torch-legacy"
@@ -186,11 +194,7 @@ class LegacyContainer:
         self._file = file
         magic = _decode_at(file, 0)
         if magic.value != LEGACY_MAGIC:
-            raise UnknownFormatError(
-                "is a pickle, but not one of torch.save",
-                path=file.path,
-                hint="load it where you trust it, and torch.save its tensors",
-            )
+            raise _no_checkpoint(file)
         version = _decode_at(file, magic.end)
         if version.value != _LEGACY_VERSION:
             raise UnknownFormatError("has an unknown version of torch.save", path=file.path)
@@ -201,7 +205,7 @@ class LegacyContainer:
         keys = _decode_at(file, self.pickled.end)
         self._keys = _storage_keys(keys.value, file)
         self._end = keys.end
-        self.offsets: dict[str, int] = {}
+        self.places: dict[str, tuple[int, int]] = {}
         self.notes: tuple[str, ...] = ()
 
     def locate(self, storages: Mapping[str, tuple[int, int]]) -> None:
@@ -219,7 +223,7 @@ class LegacyContainer:
                     f"storage {key!r:.80} has {count:,} elements, its pickle says "
                     f"{nbytes // itemsize:,}"
                 )
-            self.offsets[key] = at + _COUNT
+            self.places[key] = (at + _COUNT, nbytes)
             at += _COUNT + nbytes
             if at > self._file.size:
                 raise self._corrupt("ends inside its storages: it was cut short")
@@ -228,11 +232,11 @@ class LegacyContainer:
 
     def read(self, key: str, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Return bytes of a storage; this container has no checksums."""
-        return self._file.read(self.offsets[key] + start, nbytes)
+        return self._file.read(self.places[key][0] + start, nbytes)
 
     def chunks(self, key: str, start: int, nbytes: int) -> Iterator[memoryview]:
         """Yield bytes of a storage."""
-        return self._file.chunks(self.offsets[key] + start, nbytes)
+        return self._file.chunks(self.places[key][0] + start, nbytes)
 
     def _corrupt(self, message: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(message, path=self._file.path)
@@ -251,8 +255,11 @@ def open_container(file: SourceFile) -> Container:
     head = file.read(0, min(file.size, 512)).tobytes()
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return ZipContainer(file)
-    if head[:1] == b"\x80" or str(LEGACY_MAGIC).encode() in head[:64]:
+    # The number itself comes first, in whatever protocol: another pickle need not be decoded.
+    if any(magic in head[:_MAGIC_WITHIN] for magic in _MAGIC_FORMS):
         return LegacyContainer(file)
+    if head[:1] in (b"\x80", b"(", b"]", b"}", b"c"):
+        raise _no_checkpoint(file)
     if head[257:262] == b"ustar":
         raise UnknownFormatError(
             "is a tar container, which torch wrote before 0.1.10",
@@ -262,6 +269,14 @@ def open_container(file: SourceFile) -> Container:
     if not head:
         raise UnknownFormatError("is empty", path=file.path)
     raise UnknownFormatError("is not a checkpoint of torch.save", path=file.path)
+
+
+def _no_checkpoint(file: SourceFile) -> UnknownFormatError:
+    return UnknownFormatError(
+        "is a pickle, but not one of torch.save",
+        path=file.path,
+        hint="load it where you trust it, and torch.save its tensors",
+    )
 
 
 def _decode_at(file: SourceFile, start: int) -> Decoded:

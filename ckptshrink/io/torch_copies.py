@@ -1,13 +1,13 @@
 """Tensors that repeat another tensor: the very same elements, or a copy that its owner outranks."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from ckptshrink.io.torch_tensors import StoredView
 
 _WEIGHT: Final = re.compile(r"(?:(?P<module>.*)\.)?(?P<leaf>weight(?:_\w+)?)", re.DOTALL)
-_FLAT: Final = re.compile(r"(?:(?P<module>.*)\.)?_flat_weights\.(?P<index>\d+)", re.DOTALL)
+_FLAT: Final = re.compile(r"(?:(?P<module>.*)\.)?_flat_weights\.(?P<index>[0-9]{1,6})", re.DOTALL)
 
 
 def shared_with(views: Mapping[str, StoredView]) -> dict[str, str]:
@@ -41,9 +41,9 @@ def copies_of_weights(
         For a recurrent module by its name: the weights that its ``_flat_weights`` stand for.
     """
     raws = {name: None for name in views if name.endswith("_raw")}
-    by_module: dict[str, list[str]] = {}
+    by_place: dict[tuple[str, tuple[int, ...]], str] = {}
     for raw in raws:
-        by_module.setdefault(raw.rpartition(".")[0], []).append(raw)
+        by_place.setdefault((raw.rpartition(".")[0], views[raw].shape), raw)
     copies: dict[str, str] = {}
     for name, view in views.items():
         dropped = _raw_of(name, raws)
@@ -54,7 +54,12 @@ def copies_of_weights(
         flat = _FLAT.fullmatch(name)
         if flat is None:
             continue
-        stood_for = _stood_for(flat["module"] or "", int(flat["index"]), flat_names, by_module)
+        module, index = flat["module"] or "", int(flat["index"])
+        names = flat_names.get(module, ())
+        if index < len(names):
+            stood_for = [*_raws_of(module, names[index]), _below(module, names[index])]
+        else:  # no list of names: only a raw weight of the same shape will do
+            stood_for = [by_place.get((place, view.shape), "") for place in _enclosing(module)]
         fitting = [n for n in stood_for if n in views and views[n].shape == view.shape]
         winner = winners.get(shared.get(name, name)) or next(iter(fitting), None)
         if winner is not None:
@@ -68,30 +73,17 @@ def _raw_of(name: str, raws: Collection[str]) -> str | None:
     match = _WEIGHT.fullmatch(name)
     if match is None or match["leaf"].endswith("_raw"):
         return None
-    candidates = (f"{owner}{match['leaf']}_raw" for owner in _enclosing(match["module"] or ""))
-    return next((raw for raw in candidates if raw in raws), None)
+    return next((r for r in _raws_of(match["module"] or "", match["leaf"]) if r in raws), None)
 
 
-def _stood_for(
-    module: str,
-    index: int,
-    flat_names: Mapping[str, tuple[str, ...]],
-    raws: Mapping[str, Sequence[str]],
-) -> list[str]:
-    """Return the weights that an entry of ``_flat_weights`` can be a copy of, the likeliest first.
-
-    Where the module does not name them, only a raw weight of the same shape will do.
-    """
-    names = flat_names.get(module, ())
-    if index >= len(names):
-        return [raw for owner in _enclosing(module) for raw in raws.get(owner.rstrip("."), ())]
-    own = f"{module}.{names[index]}" if module else names[index]
-    return [f"{owner}{names[index]}_raw" for owner in _enclosing(module)] + [own]
+def _raws_of(module: str, leaf: str) -> Iterator[str]:
+    return (_below(place, f"{leaf}_raw") for place in _enclosing(module))
 
 
-def _enclosing(module: str) -> Iterator[str]:
-    """Yield the prefixes of a module's own tensors and of those one level up."""
-    yield f"{module}." if module else ""
-    if module:
-        parent = module.rpartition(".")[0]
-        yield f"{parent}." if parent else ""
+def _enclosing(module: str) -> tuple[str, ...]:
+    """Return the module's name and the name one level up."""
+    return (module, module.rpartition(".")[0]) if module else ("",)
+
+
+def _below(module: str, leaf: str) -> str:
+    return f"{module}.{leaf}" if module else leaf

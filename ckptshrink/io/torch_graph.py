@@ -7,21 +7,16 @@ from typing import Any, Final, TypeAlias
 
 from ckptshrink.errors import CheckpointError, CorruptCheckpointError
 from ckptshrink.io.pickle_records import Value, as_items, as_pairs, attributes, class_name
-from ckptshrink.io.torch_tensors import StoredView, TensorTable
-from ckptshrink.io.torch_walk import (
-    EXTRA,
-    REST,
-    STATE,
-    TREE,
+from ckptshrink.io.torch_records import (
     Cell,
-    Found,
-    Walker,
     dotted,
     is_encodable,
     is_module,
     is_optimizer,
     key_text,
 )
+from ckptshrink.io.torch_tensors import StoredView, TensorTable
+from ckptshrink.io.torch_walk import EXTRA, REST, STATE, TREE, Found, Walker
 
 _BESIDE_WEIGHTS: Final = frozenset(
     {
@@ -31,8 +26,6 @@ _BESIDE_WEIGHTS: Final = frozenset(
     }
 )  # fmt: skip
 """Keys under which training scripts put what is no weight. Generators' states end in rng_state."""
-
-_MAX_NOTED: Final = 5
 
 Parts: TypeAlias = list[tuple[str, Value]]
 
@@ -115,25 +108,25 @@ def _whole_modules(root: Value, parts: Parts, table: TensorTable, path: Path) ->
     # What only repeats a parameter comes after it, so that it can refer to it by its name.
     for i, prefix in prefixes.items():
         found += walker.walk(parts[i][1], EXTRA, prefix)
-    optimizer_class = None
-    for i, (key, value) in enumerate(parts):
+    for i, key in enumerate(_rest_prefixes(parts)):
         if i not in prefixes:
-            found += walker.walk(value, REST, (_rest_prefix(key, value, parts),))
-        if is_optimizer(value):
-            optimizer_class = optimizer_class or class_name(value)
+            found += walker.walk(parts[i][1], REST, (key,))
     views = _named(found, path, dotted)
     dicts = [
         {"dict": [[dotted(t.path[len(prefixes[i]) :]), {"tensor": dotted(t.path)}] for t in state]}
         for i, state in states.items()
         if state
     ]
+    classes = list(walker.module_classes)
+    optimizers = [class_name(value) for _, value in parts if is_optimizer(value)]
+    optimizer_class = optimizers[0] if optimizers else None
     container = {
         "kind": "module",
         "structure": dicts[0] if len(dicts) == 1 else {"list": dicts},
         "optimizer_class": optimizer_class,
-        "module_classes": walker.module_classes,
+        "module_classes": classes,
     }
-    notes = [f"whole-module pickle ({walker.module_classes[0]}): read without its classes"]
+    notes = [f"whole-module pickle ({classes[0]}): read without its classes"]
     if optimizer_class is not None:
         notes.append(_optimizer_note(optimizer_class, views))
     return Graph(views, container, tuple(notes), _flat_names(walker))
@@ -154,12 +147,19 @@ def _module_prefixes(parts: Parts, probe: Walker, *, in_list: bool) -> dict[int,
     }
 
 
-def _rest_prefix(key: str, value: Value, parts: Parts) -> str:
-    """Return the prefix of what is no module: ``optimizer`` for one without a name of its own."""
-    nameless = is_optimizer(value) or (key.isdigit() and _is_optimizer_state(value))
-    first = next((v for _, v in parts if is_optimizer(v) or _is_optimizer_state(v)), None)
-    taken = any(k == "optimizer" for k, _ in parts)
-    return "optimizer" if nameless and value is first and not taken else key
+def _rest_prefixes(parts: Parts) -> list[str]:
+    """Return the prefix of each part that is no module: its key, or ``optimizer`` if that is none.
+
+    A list has no keys, and training scripts call an optimizer object by many.
+    """
+    prefixes = [key for key, _ in parts]
+    if "optimizer" in prefixes:
+        return prefixes
+    for i, (key, value) in enumerate(parts):
+        if is_optimizer(value) or (key.isdigit() and _is_optimizer_state(value)):
+            prefixes[i] = "optimizer"
+            break
+    return prefixes
 
 
 def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
@@ -168,7 +168,8 @@ def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
     structure = Cell()
     found = walker.walk(root, TREE, cell=structure)
     parts = _top_level(root)
-    prefix = {key: _rest_prefix(key, value, parts) for key, value in parts}
+    prefix = dict(zip((key for key, _ in parts), _rest_prefixes(parts), strict=True))
+    weights = _only_weights(parts, found)
 
     def full(names: tuple[str, ...]) -> str:
         return dotted((prefix.get(names[0], names[0]), *names[1:]) if names else names)
@@ -176,7 +177,6 @@ def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
     def bare(names: tuple[str, ...]) -> str:
         return dotted(names[1:]) if names[0] == weights else full(names)
 
-    weights = _only_weights(parts, found)
     name = full
     if weights is not None and len({bare(tensor.path) for tensor in found}) == len(found):
         name = bare
@@ -191,9 +191,9 @@ def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
         "kind": "state_dict" if is_plain else "object",
         "structure": structure,
         "optimizer_class": None,
-        "module_classes": walker.module_classes,
+        "module_classes": list(walker.module_classes),
     }
-    return Graph(views, container, _opaque_notes(walker.opaque), _flat_names(walker))
+    return Graph(views, container, _opaque_notes(walker), _flat_names(walker))
 
 
 def _only_weights(parts: Parts, found: list[Found]) -> str | None:
@@ -244,8 +244,8 @@ def _optimizer_note(optimizer_class: str, views: Mapping[str, StoredView]) -> st
     return f"optimizer {optimizer_class}{with_averages}"
 
 
-def _opaque_notes(opaque: list[tuple[str, str]]) -> tuple[str, ...]:
-    notes = [f"{place}: ignored object of class {what}" for place, what in opaque[:_MAX_NOTED]]
-    if len(opaque) > _MAX_NOTED:
-        notes.append(f"{len(opaque) - _MAX_NOTED} more ignored objects")
+def _opaque_notes(walker: Walker) -> tuple[str, ...]:
+    notes = [f"{place}: ignored object of class {what}" for place, what in walker.opaque]
+    if more := walker.n_opaque - len(notes):
+        notes.append(f"{more:,} more ignored objects")
     return tuple(notes)

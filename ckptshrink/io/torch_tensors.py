@@ -10,7 +10,6 @@ from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnsafeChe
 from ckptshrink.io.pickle_records import (
     Items,
     Made,
-    Pairs,
     Persistent,
     Token,
     Value,
@@ -283,8 +282,3 @@ class TensorTable:
 def _is_tensor_class(function: str) -> bool:
     module, _, name = function.rpartition(".")
     return module in ("torch", "torch.cuda") and name.endswith("Tensor")
-
-
-def is_scalar(value: Value) -> bool:
-    """Tell whether a value is a number, a flag, a string or None, and so holds no tensor."""
-    return not isinstance(value, Items | Pairs | Made | Persistent | Token)

@@ -4,16 +4,16 @@ The walk keeps its own stack and counts its steps: a file decides how deep and h
 refer to one another, and a few bytes of it can ask for more visits than there is time for.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 from ckptshrink.io.pickle_records import (
     Items,
     Made,
+    Pairs,
     Value,
     as_items,
     as_pairs,
@@ -21,10 +21,22 @@ from ckptshrink.io.pickle_records import (
     attributes,
     class_name,
 )
-from ckptshrink.io.torch_tensors import StoredView, TensorTable, is_scalar
+from ckptshrink.io.torch_records import (
+    Cell,
+    dotted,
+    is_module,
+    is_scalar,
+    key_cell,
+    key_text,
+    scalar_cell,
+)
+from ckptshrink.io.torch_tensors import StoredView, TensorTable
 
-MAX_VISITS: Final = 2_000_000
-"""Values looked at: ten times those of the largest module pickle seen, its vocabulary included."""
+MAX_REPEATS: Final = 100_000
+"""Values looked at again because another object refers to them too. Each one is looked at once."""
+
+MAX_NAME_CHARS: Final = 8_000_000
+"""Characters of all names together: 100,000 tensors with long names."""
 
 MAX_DEPTH: Final = 400
 """Objects in objects. Python itself pickles no deeper than its recursion limit of 1,000 allows."""
@@ -35,13 +47,13 @@ MAX_TREE_DEPTH: Final = 100
 MAX_VALUES: Final = 100_000
 """Plain values of a state dict that are carried along; a larger vocabulary is left out."""
 
+MAX_NOTED: Final = 5
+"""Objects left out that are named one by one."""
+
 STATE, EXTRA, PLAIN, REST, TREE = "state", "extra", "plain", "rest", "tree"
 """What a walk is after: see `Walker`."""
 
 _REGISTRIES: Final = ("_parameters", "_buffers", "_modules")
-
-Cell = dict[str, Any]
-"""A node of the structure that is written again, filled in when the walk comes to it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,22 +105,27 @@ class Walker:
         The file, for messages.
     known : dict of int to str
         Names of tensors by the identity of their record. An optimizer keys its state by them.
-    module_classes : list of str
-        Classes of the modules met, each once.
+    module_classes : dict of str to None
+        Classes of the modules met, in order.
     flat_names : dict of str to list of str
         For a recurrent module by its path: the weights that its ``_flat_weights`` stand for.
     opaque : list of (str, str)
-        Path and class of what the structure leaves out.
+        Path and class of what the structure leaves out, the first `MAX_NOTED`.
+    n_opaque : int
+        How many there were.
     """
 
     table: TensorTable
     path: Path
     known: dict[int, str] = field(default_factory=dict)
-    module_classes: list[str] = field(default_factory=list)
+    module_classes: dict[str, None] = field(default_factory=dict)
     flat_names: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     opaque: list[tuple[str, str]] = field(default_factory=list)
+    n_opaque: int = 0
     _seen: set[int] = field(default_factory=set)
-    _visits: int = 0
+    _visited: set[tuple[int, str]] = field(default_factory=set)
+    _repeats: int = 0
+    _name_chars: int = 0
     _values: int = 0
 
     def walk(
@@ -134,14 +151,13 @@ class Walker:
             view = self._view(task)
             if view is not None:
                 if task.role != REST or id(task.value) not in self.known:
-                    found.append(Found(task.path(), view, task.value, task.cell))
+                    found.append(Found(self._name(task), view, task.value, task.cell))
                 continue
             if id(task.value) in open_ids:
                 self._refer_back(task)
                 continue
-            below = list(self._below(task))
-            self._spend(task, len(below))
-            if below:
+            self._check_limits(task)
+            if below := list(self._below(task)):
                 open_ids.add(id(task.value))
                 stack.append(_Task(task.value, task.role, leaving=True))
                 stack.extend(reversed(below))
@@ -156,16 +172,26 @@ class Walker:
             error.tensor = dotted(task.path())
             raise
 
-    def _spend(self, task: _Task, n: int) -> None:
-        self._visits += n
-        if self._visits > MAX_VISITS:
-            raise UnsafeCheckpointError(
-                f"its objects refer to one another more than {MAX_VISITS:,} times", path=self.path
-            )
+    def _name(self, task: _Task) -> tuple[str, ...]:
+        path = task.path()
+        self._name_chars += sum(map(len, path)) + len(path)
+        if self._name_chars > MAX_NAME_CHARS:
+            raise self._unsafe(f"its names take more than {MAX_NAME_CHARS:,} characters")
+        return path
+
+    def _check_limits(self, task: _Task) -> None:
+        """Count what is visited again, and how deep: the file's size bounds only first visits."""
+        visit = (id(task.value), task.role)
+        if visit in self._visited:
+            self._repeats += _size(task.value)
+        self._visited.add(visit)
+        if self._repeats > MAX_REPEATS:
+            raise self._unsafe("its objects refer to one another too often for a checkpoint")
         if task.depth > (MAX_TREE_DEPTH if task.role == TREE else MAX_DEPTH):
-            raise UnsafeCheckpointError(
-                f"its objects nest more than {task.depth - 1} levels deep", path=self.path
-            )
+            raise self._unsafe(f"its objects nest more than {task.depth - 1} levels deep")
+
+    def _unsafe(self, message: str) -> UnsafeCheckpointError:
+        return UnsafeCheckpointError(message, path=self.path)
 
     def _refer_back(self, task: _Task) -> None:
         """Stop at an object that contains itself: a parent link of a tree, or a trap."""
@@ -204,15 +230,15 @@ class Walker:
             self._note_module(task)
             yield from _tasks(task, inner, _registry(module, "_parameters"))
         yield from _tasks(task, inner, ((k, v) for k, v in buffers if not listed or k in hidden))
-        others = ((k, v) for k, v in attributes(module) or () if k not in _REGISTRIES)
+        others = [(k, v) for k, v in attributes(module) or () if k not in _REGISTRIES]
+        # The list last: a masked weight is known by its own name, and the list refers to it.
+        others.sort(key=lambda item: item[0] == "_flat_weights")
         yield from _tasks(task, inner, others)
         yield from _tasks(task, task.role, _registry(module, "_modules"))
 
     def _note_module(self, task: _Task) -> None:
         self._seen.add(id(task.value))
-        name = class_name(task.value)
-        if name not in self.module_classes:
-            self.module_classes.append(name)
+        self.module_classes.setdefault(class_name(task.value))
         flat = attribute(task.value, "_flat_weights_names") or attribute(task.value, "_all_weights")
         names = _names(flat)
         if names:
@@ -226,16 +252,17 @@ class Walker:
             if id(value) in self._seen:
                 return
             self._seen.add(id(value))
-        parts: list[tuple[str, Value]] = list(attributes(value) or ())
+        yield from _tasks(task, task.role, attributes(value) or ())
+        listed = items.items if items is not None else []
         if pairs is not None:
-            parts += [(self._part(key, i), item) for i, (key, item) in enumerate(pairs)]
-        elif items is not None:
-            parts += [(str(i), item) for i, item in enumerate(items.items)]
-        elif isinstance(value, Made):
-            parts += [(str(i), arg) for i, arg in enumerate(value.args)]
-            if isinstance(value.state, Items):
-                parts.append(("state", value.state))
-        yield from _tasks(task, task.role, parts)
+            for i, (key, item) in enumerate(pairs):
+                if not is_scalar(item):  # before its name is made: vocabularies are large
+                    yield _Task(item, task.role, self._part(key, i), task, task.depth + 1)
+        elif isinstance(value, Made) and items is None:
+            listed = value.args
+            if isinstance(value.state, Items):  # a state that is no dict of attributes
+                yield from _tasks(task, task.role, [("state", value.state)])
+        yield from _tasks(task, task.role, ((str(i), item) for i, item in enumerate(listed)))
 
     def _part(self, key: Value, index: int) -> str:
         """Return a key as a part of a name; one that is a parameter by the parameter's name."""
@@ -247,22 +274,22 @@ class Walker:
         value = task.value
         cell = task.cell if task.cell is not None else {}
         pairs, items = as_pairs(value), as_items(value)
-        if is_module(value) or (pairs is None and (items is None or "set" in items.kind)):
+        inner = [v for _, v in pairs] if pairs is not None else items.items if items else []
+        is_plain = pairs is not None or (items is not None and items.kind in ("list", "tuple"))
+        if is_module(value) or not is_plain:
             self._leave_out(task, class_name(value))
+        elif self._too_many(inner):
+            self._leave_out(task, f"{class_name(value)} of {len(inner):,} values")
+        if "opaque" in cell:
             rest = replace(task, role=REST, cell=None)
             yield from self._module(rest) if is_module(value) else self._object(rest)
             return
-        inner = [v for _, v in pairs] if pairs is not None else items.items if items else []
-        scalars = sum(map(is_scalar, inner))
-        if scalars == len(inner) and self._values + scalars > MAX_VALUES:
-            self._leave_out(task, f"{class_name(value)} of {scalars:,} values")
-            return
-        self._values += scalars
-        self._spend(task, scalars)
+        # A dict of a class of its own can have tensors as attributes too.
+        yield from _tasks(task, REST, attributes(value) or ())
         cells = [Cell() for _ in inner]
         if pairs is not None:
             keys = [self._part(key, i) for i, (key, _) in enumerate(pairs)]
-            cell["dict"] = [[_key_cell(pair[0]), c] for pair, c in zip(pairs, cells, strict=True)]
+            cell["dict"] = [[key_cell(pair[0]), c] for pair, c in zip(pairs, cells, strict=True)]
         else:
             keys = [str(i) for i in range(len(inner))]
             cell[items.kind if items else "list"] = cells
@@ -272,10 +299,36 @@ class Walker:
             else:
                 yield _Task(item, TREE, part, task, task.depth + 1, below)
 
+    def _too_many(self, inner: list[Value]) -> bool:
+        """Count values to carry along; tell whether these are too many and have no tensor."""
+        scalars = sum(map(is_scalar, inner))
+        nested = sum(isinstance(value, Items | Pairs) for value in inner)
+        plain = scalars + nested
+        # A long list of tuples (merges of a tokenizer) is left out as a whole, not in its middle.
+        many = self._values + plain > MAX_VALUES or nested > MAX_VALUES // 10
+        if many and plain == len(inner):
+            return True
+        self._values += plain
+        return False
+
     def _leave_out(self, task: _Task, what: str) -> None:
         if task.cell is not None:
             task.cell["opaque"] = what
-        self.opaque.append((dotted(task.path()), what))
+        self.n_opaque += 1
+        if self.n_opaque <= MAX_NOTED:
+            self.opaque.append((dotted(task.path()), what))
+
+
+def _size(value: Value) -> int:
+    """Return about how many values a visit of this record looks at."""
+    if isinstance(value, Items):
+        return 1 + len(value.items)
+    if isinstance(value, Pairs):
+        return 1 + len(value.pairs)
+    if not isinstance(value, Made):
+        return 1
+    own = len(value.args) + len(value.items or ()) + len(value.pairs or ())
+    return 1 + own + sum(_size(v) for v in (*value.args, value.state) if not isinstance(v, Made))
 
 
 def _task_at(path: tuple[str, ...], value: Value, role: str, cell: Cell | None) -> _Task:
@@ -290,55 +343,6 @@ def _tasks(task: _Task, role: str, parts: Iterable[tuple[str, Value]]) -> Iterat
     for part, value in parts:
         if not is_scalar(value):
             yield _Task(value, role, part, task, task.depth + 1)
-
-
-def dotted(path: tuple[str, ...]) -> str:
-    """Return the name of a tensor from the path that leads to it."""
-    return ".".join(path) if path else "tensor"
-
-
-def is_encodable(text: str) -> bool:
-    """Tell whether a string can be written as UTF-8: lone surrogates of a pickle can't."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def is_module(value: Value) -> bool:
-    """Tell whether an object is a torch module, of whatever class."""
-    names = {name for name, _ in attributes(value) or ()}
-    return {"_parameters", "_modules"} <= names
-
-
-def is_optimizer(value: Value) -> bool:
-    """Tell whether an object is a torch optimizer, of whatever class."""
-    names = {name for name, _ in attributes(value) or ()}
-    return {"state", "param_groups"} <= names
-
-
-def key_text(key: Value) -> str | None:
-    """Return a dict key as a part of a name: its ``str()``; None for an object."""
-    if isinstance(key, bytes):
-        return str(key, "utf-8", "replace")
-    if is_scalar(key):
-        return str(key)
-    if isinstance(key, Items) and all(map(is_scalar, key.items)):
-        inner = ", ".join(repr(item) for item in key.items)
-        return f"({inner})" if len(key.items) != 1 else f"({inner},)"
-    return None
-
-
-def scalar_cell(value: Value) -> Cell:
-    """Return the structure's node of a plain value; JSON has no infinity, which losses begin at."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": repr(value)}
-    if isinstance(value, bytes) or (isinstance(value, str) and not is_encodable(value)):
-        return {"opaque": type(value).__name__}
-    return {"value": value}
-
-
-def _key_cell(key: Value) -> str | Cell:
-    if isinstance(key, str) and is_encodable(key):
-        return key
-    return scalar_cell(key) if is_scalar(key) else {"opaque": class_name(key)}
 
 
 def _registry(module: Value, name: str) -> Iterator[tuple[str, Value]]:

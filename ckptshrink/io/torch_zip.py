@@ -172,6 +172,8 @@ class ZipIndex:
 
     def _directory_place(self, end_at: int, end: tuple[int, ...]) -> tuple[int, int, int]:
         disk, directory_disk, here, count, nbytes, start = end[1:7]
+        if not {disk, directory_disk} <= {0, _MASK16}:
+            raise self.corrupt("is one part of a zip file of several")
         stop = end_at
         locator_at = end_at - _LOCATOR.size
         if locator_at >= 0 and (at := self._locator(locator_at)) is not None:

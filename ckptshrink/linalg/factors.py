@@ -111,7 +111,7 @@ class Pruned:
         return relative(self.sq_error, self.sq_norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the stored tensors by suffix: the mask as bits, see `pack_bits`, and the values."""
+        """Return the stored tensors by suffix: the packed mask (see `pack_bits`) and the values."""
         return {".mask": pack_bits(self.mask), ".values": self.values}
 
     def dense(self) -> Tensor:

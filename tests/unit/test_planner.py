@@ -1,4 +1,4 @@
-"""Plans: the paper's totals, a row for every tensor, the reason for each rank, and what is refused."""
+"""Plans: the paper's totals, a row for every tensor and its reason, and what is refused."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
 from ckptshrink.layouts import recognise
 from ckptshrink.plan import Plan, PlanItem, Settings, read_plan
-from ckptshrink.planner import make_plan
-from ckptshrink.replan import replan
-from ckptshrink.request import Request, Size, parse_target
+from ckptshrink.planning.planner import make_plan
+from ckptshrink.planning.replan import replan
+from ckptshrink.planning.request import Request, Size, parse_target
 from ckptshrink.tensors import TensorRef, nbytes_of
 
 Shapes = dict[str, tuple[int, ...]]

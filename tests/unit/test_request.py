@@ -3,7 +3,7 @@
 import pytest
 
 from ckptshrink.errors import PlanError
-from ckptshrink.request import Request, Size, Target, parse_budget, parse_target
+from ckptshrink.planning.request import Request, Size, Target, parse_budget, parse_target
 
 
 def test_targets_with_and_without_settings() -> None:

@@ -95,7 +95,7 @@ def test_refused_targets(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     cases = {
-        source: "is the input",
+        source: "is the input, holds",
         tmp_path / "hard.pt": "the input under another name",
         tmp_path: "holds it",
         tmp_path / "link": "symbolic link",
@@ -143,7 +143,7 @@ def test_a_failing_disk_leaves_the_old_artefact(
             file.write(b"x" * (9 << 20))
         staging.commit()
     monkeypatch.undo()
-    assert _tree(tmp_path) == {"out/manifest.json": "old".encode()}
+    assert _tree(tmp_path) == {"out/manifest.json": b"old"}
 
 
 def test_bytes_that_read_back_otherwise_are_not_committed(
