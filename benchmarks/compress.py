@@ -55,12 +55,16 @@ def interleaved(
 
 def report(title: str, seconds: Mapping[str, list[float]]) -> None:
     """Print medians, and each contestant's time over ours, round by round."""
-    print(f"\n### {title}\n\n| contestant | median s | time / ckptshrink | spread |\n|---|---:|---:|---|")
+    print(
+        f"\n### {title}\n\n| contestant | median s | time / ckptshrink | spread |\n|---|---:|---:|---|"
+    )
     ours = seconds["ckptshrink"]
     for name, values in seconds.items():
         ratios = [value / own for value, own in zip(values, ours, strict=False)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"| {name} | {statistics.median(values):.3f} | {statistics.median(ratios):.2f} | {spread} |")
+        print(
+            f"| {name} | {statistics.median(values):.3f} | {statistics.median(ratios):.2f} | {spread} |"
+        )
 
 
 def copy(source: Path, target: Path, *, durable: bool) -> None:
@@ -213,8 +217,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024)
 
 def memory(folder: Path) -> None:
     """Print the peak memory of a compression above an interpreter with torch loaded."""
-    print("\n### Peak memory above an idle interpreter\n\n| file | r | largest tensor MiB | peak MiB | allowed MiB |\n|---|---:|---:|---:|---:|")
-    for source, largest in ((make_elmo(folder / "elmo.hdf5"), 64.0), (make_awd(folder / "awd.pt"), 20.2)):
+    print(
+        "\n### Peak memory above an idle interpreter\n\n| file | r | largest tensor MiB | peak MiB | allowed MiB |\n|---|---:|---:|---:|---:|"
+    )
+    for source, largest in (
+        (make_elmo(folder / "elmo.hdf5"), 64.0),
+        (make_awd(folder / "awd.pt"), 20.2),
+    ):
         for r in (10, 400):
             command = [sys.executable, "-c", MEMORY, str(source), str(folder / "out"), str(r)]
             peak = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)

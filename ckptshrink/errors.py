@@ -7,6 +7,7 @@
     │   ├── UnknownFormatError          the content is of no format that has a reader
     │   ├── UnsafeCheckpointError       reading it would run code or open another file
     │   ├── CorruptCheckpointError      header, offsets, sizes or checksums disagree
+    │   │   └── TruncatedPickleError    a pickle ends in the middle of an instruction
     │   ├── LayoutError                 a recurrent-looking tensor fits no layout
     │   └── NonFiniteError              a weight holds NaN or infinity
     ├── PlanError                       the request can't be planned; every issue at once
@@ -74,6 +75,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CorruptCheckpointError(CheckpointError):
     """Header, offsets, sizes or checksums of a file disagree."""
+
+
+class TruncatedPickleError(CorruptCheckpointError):
+    """The bytes given end inside the pickle."""
 
 
 class LayoutError(CheckpointError):

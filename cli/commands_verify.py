@@ -38,7 +38,7 @@ _SCHEMA_VERSION: Final = 1
 def command(run: Run, /, artefact: Path, source: Path | None, as_json: bool) -> int:
     """Verify, and say what differs."""
     from ckptshrink.io.files import source_errors
-    from ckptshrink.verify import verify
+    from ckptshrink.verification import verify
     from ckptshrink_cli import progress, render
 
     with source_errors(artefact):

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Final
 
-from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError
+from ckptshrink.errors import (
+    CorruptCheckpointError,
+    TruncatedPickleError,
+    UnsafeCheckpointError,
+)
 from ckptshrink.io.pickle_records import Items, Made, Pairs, Persistent, Token, Value
 
 MAX_BYTES: Final = 128 << 20
@@ -20,10 +24,6 @@ MAX_STACK: Final = 200_000
 
 _MAX_DIGITS: Final = 1024
 _HIGHEST_PROTOCOL: Final = 5
-
-
-class TruncatedPickleError(CorruptCheckpointError):
-    """The bytes given end inside the pickle."""
 
 
 # The escapes of Python 2's repr() of a string. codecs.escape_decode warns of any other one.

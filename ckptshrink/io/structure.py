@@ -1,7 +1,8 @@
 """The plain structure around a checkpoint's tensors: dicts, lists and scalars, as JSON.
 
 A node is one of ``{"dict": [[key, node], ...]}``, ``{"list": [...]}``, ``{"tuple": [...]}``,
-``{"tensor": name}``, ``{"value": scalar}`` and ``{"opaque": class name}``.
+``{"tensor": name}``, ``{"value": scalar}``, ``{"float": "inf", "-inf" or "nan"}`` and
+``{"opaque": class name}``.
 """
 
 from collections.abc import Collection, Iterator

@@ -7,10 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptshrink.digest import CHUNK
-from ckptshrink.errors import CorruptCheckpointError, UnknownFormatError, UnsafeCheckpointError
+from ckptshrink.errors import (
+    CorruptCheckpointError,
+    TruncatedPickleError,
+    UnknownFormatError,
+    UnsafeCheckpointError,
+)
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.inert_pickle import Decoded, decode
-from ckptshrink.io.pickle_machine import MAX_BYTES, TruncatedPickleError
+from ckptshrink.io.pickle_machine import MAX_BYTES
 from ckptshrink.io.pickle_records import Value, as_items, as_pairs
 from ckptshrink.io.torch_zip import STORED, ZipEntry, ZipIndex
 

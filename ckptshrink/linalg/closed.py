@@ -8,7 +8,7 @@ from torch.nn.functional import normalize, pad
 
 from ckptshrink.linalg.factors import Factors
 from ckptshrink.linalg.nonnegative import positive_vector
-from ckptshrink.linalg.products import Weight, matmul, times
+from ckptshrink.linalg.products import Weight, matmul, sq_norm, times
 from ckptshrink.linalg.rowspace import RowSpace, row_space
 from ckptshrink.linalg.svd import finished
 
@@ -61,7 +61,7 @@ def _attempt(
 ) -> tuple[Factors, bool]:
     """Return the stored pair for one floor, and whether rounding cost it nothing."""
     x = _vector(space, r, floor)
-    coords, squares, rows = _coordinates(x, space, r)
+    coords, squares, rows = _coordinates(x, weight, space, r)
     # In these coordinates W'W is diagonal within span(rows), so that the best company for x are
     # the leading eigenvectors of what is orthogonal to it there.
     complement = torch.linalg.qr(coords[:, None], mode="complete").Q[:, 1:]
@@ -83,7 +83,9 @@ def _vector(space: RowSpace, r: int, floor: float) -> Tensor:
     return positive_vector(space, r, floor)
 
 
-def _coordinates(x: Tensor, space: RowSpace, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def _coordinates(
+    x: Tensor, weight: Weight, space: RowSpace, r: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return orthonormal rows whose span holds x and the leading r directions.
 
     Returns
@@ -102,11 +104,10 @@ def _coordinates(x: Tensor, space: RowSpace, r: int) -> tuple[Tensor, Tensor, Te
     if float(distance) <= _INSIDE:
         return normalize(coords.double().cpu(), dim=0), squares, T
     direction = outer / distance
-    shares = (space.rows[r:] @ direction).double().cpu().square()
-    square = (space.squares[r:] * shares).sum()
+    square = sq_norm(times(weight, direction[:, None]))
     coords = torch.cat([coords, distance[None]]).double().cpu()
     rows = torch.cat([T, direction[None]])
-    return normalize(coords, dim=0), torch.cat([squares, square[None]]), rows
+    return normalize(coords, dim=0), torch.cat([squares, squares.new_tensor([square])]), rows
 
 
 def _lifted(images: Tensor, basis: Tensor, r: int) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ def positive_vector(space: RowSpace, r: int, floor: float) -> Tensor:
 
 def loss_of(x: Tensor, space: RowSpace, r: int) -> Loss:
     """Return the energy that the leading r directions lose by holding a unit vector."""
-    c = space.rows @ x  # (p,)
+    c = space.rows @ x  # (q,)
     coords = c.double().cpu()
     inner, outer = coords[:r], coords[r:]
     sq_norm = float(x.double().square().sum())
@@ -111,8 +111,9 @@ def loss_of(x: Tensor, space: RowSpace, r: int) -> Loss:
     sq_out = sq_norm - sq_inner
     if sq_out < 1e-12 * sq_norm:
         return Loss(0.0, None)
-    # what is outside of the row space altogether counts in sq_out, with a square of 0
-    rho = float((space.squares[r:] * outer.square()).sum()) / sq_out
+    # what is outside of all rows counts in sq_out, with a square of 0
+    squares = space.squares[r : len(coords)]
+    rho = float((squares * outer.square()).sum()) / sq_out
     last = float(space.squares[r - 1])
     if last - rho <= 1e-12 * last:
         return Loss(0.0, None)
@@ -123,7 +124,7 @@ def loss_of(x: Tensor, space: RowSpace, r: int) -> Loss:
     # Gradient by the coordinates. That of rho moves x_out, which the subspace holds but for d.
     along_rho = 2 * (1 - d_out**2 / sq_d) / sq_out
     along_out = 2 * d_out / sq_d / math.sqrt(sq_out)
-    by_outer = (along_rho * (space.squares[r:] - rho) + along_out) * outer
+    by_outer = (along_rho * (squares - rho) + along_out) * outer
     beyond = -along_rho * rho + along_out
     by_row = torch.cat([2 * d / sq_d, by_outer]) - beyond * coords
     gradient = space.rows.T @ by_row.to(c) + beyond * x

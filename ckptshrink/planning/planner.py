@@ -5,7 +5,7 @@ error of a matrix at every rank. This module imports no torch.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ckptshrink.errors import PlanError, printable
 from ckptshrink.gates import GateMatrix
@@ -13,14 +13,12 @@ from ckptshrink.io.checkpoint import Checkpoint
 from ckptshrink.layouts import Recognition
 from ckptshrink.linalg import ranks
 from ckptshrink.plan import Plan, PlanItem, index_sha256
+from ckptshrink.planning.budget import Curves, relative_error, share_out
 from ckptshrink.planning.choice import Choice, dense_row, factorized_row
 from ckptshrink.planning.request import Request, Size, Target
 from ckptshrink.planning.targets import candidates, resolve
 from ckptshrink.planning.untouched import in_order, untouched_rows
 from ckptshrink.stored import blocks_of, entries_of
-
-Curves = Callable[[GateMatrix, str, str], Sequence[float]]
-"""(matrix, method, grouping) → squared Frobenius error at rank 0, 1, ..., summed over blocks."""
 
 
 def make_plan(
@@ -61,8 +59,9 @@ def make_plan(
     free = [choice for key, choice in choices.items() if key not in rows]
     others = untouched_rows(checkpoint, recognition, matrices, set(choices))
     if free:
+        budget = _bytes_of(request.budget, checkpoint)
         fixed = [*rows.values(), *others.values()]
-        rows.update(_budgeted(free, fixed, checkpoint, request, curves))
+        rows.update(share_out(free, fixed, checkpoint, budget, curves))
     rows.update(others)
     plan = Plan(
         source=printable(checkpoint.root.name),
@@ -76,6 +75,13 @@ def make_plan(
     if strict:
         _refuse_unmet(rows, choices)
     return plan.sealed()
+
+
+def _bytes_of(budget: float | None, checkpoint: Checkpoint) -> float:
+    """Return a budget in bytes; one of at most 1 is a share of the source's files."""
+    if budget is None:
+        raise PlanError("nothing says how far to compress")
+    return budget * checkpoint.nbytes if budget <= 1 else budget
 
 
 def _choice(matrix: GateMatrix, checkpoint: Checkpoint, target: Target, request: Request) -> Choice:
@@ -107,7 +113,7 @@ def _sized(choice: Choice, request: Request, curves: Curves | None) -> PlanItem:
             f"to {choice.rounding:g}; stays dense",
         )
     rank, reason = _rank_for(choice, size, errors)
-    predicted = _relative(errors, rank) if errors is not None else None
+    predicted = relative_error(errors, rank) if errors is not None else None
     useful = choice.useful_rank()
     if rank > useful and not request.settings.allow_inflate:
         return dense_row(
@@ -138,74 +144,6 @@ def _rank_for(choice: Choice, size: Size, errors: Sequence[float] | None) -> tup
     tail = math.sqrt((size.max_error or 0.0) ** 2 - choice.rounding**2)
     rank = ranks.rank_for_error(errors, tail)
     return rank, f"error {size.max_error:g} takes rank {rank}"
-
-
-def _budgeted(
-    free: Sequence[Choice],
-    fixed: Iterable[PlanItem],
-    checkpoint: Checkpoint,
-    request: Request,
-    curves: Curves | None,
-) -> dict[str, PlanItem]:
-    """Return rows whose ranks share the budget so that the summed squared error is least."""
-    # numpy is slow to import, and only a budget needs it
-    from ckptshrink.planning.allocate import Curve, allocate
-
-    if curves is None or request.budget is None:
-        raise PlanError("a budget needs the values, and none were given")
-    share = request.budget <= 1
-    budget = request.budget * checkpoint.nbytes if share else request.budget
-    taken = sum(row.nbytes_after for row in fixed) + _header_bound(checkpoint, free)
-    errors = [curves(c.matrix, c.method, c.grouping) for c in free]
-    options = []
-    for choice, errs in zip(free, errors, strict=True):
-        costs = [float(choice.stored_nbytes(r)) for r in range(1, choice.useful_rank() + 1)]
-        options.append(
-            Curve(
-                choice.matrix.key,
-                [*costs, float(choice.dense_nbytes)],
-                [*(float(e) for e in errs[1 : len(costs) + 1]), 0.0],
-            )
-        )
-    try:
-        allocation = allocate(options, budget - taken)
-    except PlanError as error:
-        least = taken + sum(min(curve.costs) for curve in options)
-        raise PlanError(
-            f"a budget of {budget:,.0f} bytes can't be met: rank 1 everywhere takes {least:,.0f}",
-            path=checkpoint.root,
-            hint="target more (--target all), or store factors in --dtype float16",
-        ) from error
-    rows = {}
-    for choice, errs, picked, curve in zip(free, errors, allocation.choice, options, strict=True):
-        last = len(curve.costs) - 1
-        if picked == last:
-            rows[choice.matrix.key] = dense_row(
-                choice, "budget: dense is its best use of the bytes"
-            )
-            continue
-        rank = picked + 1
-        # what one more rank would have won, for each byte: equal over all matrices at the optimum
-        gain = (
-            (errs[rank] - errs[rank + 1])
-            / (choice.stored_nbytes(rank + 1) - choice.stored_nbytes(rank))
-            if rank < choice.full_rank
-            else 0.0
-        )
-        reason = f"budget: rank {rank}; the next would save {gain:.3g} squared error a byte"
-        rows[choice.matrix.key] = factorized_row(choice, rank, reason, _relative(errs, rank))
-    return rows
-
-
-def _header_bound(checkpoint: Checkpoint, free: Sequence[Choice]) -> int:
-    """Return bytes that the header of the artefact's file can't exceed."""
-    # 110 covers dtype, a 4-digit shape, two 12-digit offsets and punctuation of an entry
-    names = [*checkpoint.tensors, *(c.matrix.key + ".x.mask" for c in free for _ in range(8))]
-    return 64 + sum(len(name.encode()) * 2 + 110 for name in names)
-
-
-def _relative(errors: Sequence[float], rank: int) -> float:
-    return math.sqrt(max(float(errors[rank]), 0.0) / float(errors[0])) if errors[0] else 0.0
 
 
 def check_names(plan: Plan, matrices: Mapping[str, GateMatrix], checkpoint: Checkpoint) -> None:

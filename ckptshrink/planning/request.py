@@ -12,7 +12,8 @@ from ckptshrink.plan import DTYPE_CODES, Settings
 DEFAULT_METHOD: Final = "svd"
 
 _UNITS: Final = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+    "": 1, "%": 0.01, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
 }  # fmt: skip
 _SETTING: Final = re.compile(r":(?=[a-z][a-z-]*=)")
 """Where a target's settings begin; the colon of a tensor's own name (``kernel:0``) is no such."""
@@ -157,21 +158,34 @@ method='prune', grouping=None, dtype=None)
 
 
 def parse_budget(text: str) -> float:
-    """Read ``25MB``, ``25MiB``, ``25000000`` (bytes) or ``0.3`` (share of the source's bytes).
+    """Read ``25MB``, ``25MiB``, ``25000000`` (bytes), or of the source's ``0.3``, ``30%``.
+
+    Returns
+    -------
+    float
+        At most 1 for a share, above 1 for bytes.
+
+    Raises
+    ------
+    PlanError
+        It is no size, or it is nothing, or more than all of the source.
 
     Examples
     --------
-    >>> parse_budget("25MB"), parse_budget("1.5MiB"), parse_budget("0.3")
+    >>> parse_budget("25MB"), parse_budget("1.5MiB"), parse_budget("30%")
     (25000000.0, 1572864.0, 0.3)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKmMgG]?i?[bB]?)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|[kKmMgG]?i?[bB]?)\s*", text)
     unit = match[2].upper() if match else ""
     if match is None or unit not in _UNITS:
         raise PlanError(
-            f"budget {text!r} is no size", hint="25MB, 25MiB, 26214400, or a share such as 0.3"
+            f"budget {text!r} is no size",
+            hint="25MB, 25MiB, 26214400 (bytes), or a share of the source: 0.3, 30%",
         )
     value = float(match[1]) * _UNITS[unit]
-    if value <= 0 or (unit and value <= 1):
+    if unit == "%" and value > 1:
+        raise PlanError(f"budget {text!r} is more than all of the source")
+    if value <= 0 or (unit not in {"", "%"} and value <= 1):
         raise PlanError(f"budget {text!r} leaves no room for anything")
     return value
 

@@ -30,6 +30,8 @@ def untouched_rows(
                 rows[matrix.key] = kept_row(matrix, ref.dtype, "not targeted")
         if name not in by_source:
             row = _plain_row(ref, recognition, compressed)
+            if row.action == "tied":
+                row = row.model_copy(update={"role": _role(ref, recognition, by_source)})
             if name in outside and row.action == "keep":
                 reason = "an attribute of a module, not part of its state dict"
                 row = row.model_copy(
@@ -42,6 +44,15 @@ def untouched_rows(
                 )
             rows[name] = row
     return rows
+
+
+def _role(
+    ref: TensorRef, recognition: Recognition, by_source: Mapping[str, list[GateMatrix]]
+) -> str | None:
+    """Return the role of a second name: its own for a tied softmax, else that of the first."""
+    own = recognition.roles_of_aliases.get(ref.name)
+    owners = by_source.get(ref.shares_with or "")
+    return own if own in {"embedding", "softmax"} or not owners else owners[0].role
 
 
 def _attributes(checkpoint: Checkpoint) -> set[str]:
@@ -60,10 +71,9 @@ def _plain_row(ref: TensorRef, recognition: Recognition, compressed: set[str]) -
         return PlanItem(name=ref.name, action="drop", reason=reason, shape=ref.shape, **counts)
     if ref.shares_with is not None:
         owner = ref.shares_with
-        role = recognition.roles_of_aliases.get(ref.name)
         return PlanItem(
             name=ref.name, action="tied", reason=f"the same storage as {owner}", of=owner,
-            role=role, shape=ref.shape, **counts,
+            shape=ref.shape, **counts,
         )  # fmt: skip
     winner = recognition.copies.get(ref.name)
     if winner is not None and winner in compressed:

@@ -22,6 +22,7 @@ EXPECTED = {
     errors.UnknownFormatError: 3,
     errors.UnsafeCheckpointError: 3,
     errors.CorruptCheckpointError: 3,
+    errors.TruncatedPickleError: 3,
     errors.LayoutError: 3,
     errors.NonFiniteError: 3,
     errors.PlanError: 3,

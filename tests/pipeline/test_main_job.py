@@ -22,7 +22,7 @@ from ckptshrink.plan import Settings
 from ckptshrink.planning.opened import open_source, plan_checkpoint
 from ckptshrink.planning.request import Request, Size, Target, parse_target
 from ckptshrink.rewrite import compress, restore
-from ckptshrink.verify import verify
+from ckptshrink.verification import verify
 
 REPO = Path(__file__).resolve().parents[2]
 SUFFIXES = {".hdf5", ".h5", ".pt", ".pth", ".safetensors"}

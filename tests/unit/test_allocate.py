@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptshrink import knapsack
 from ckptshrink.errors import PlanError
+from ckptshrink.planning import knapsack
 from ckptshrink.planning.allocate import Allocation, Curve, allocate
 
 

@@ -41,6 +41,7 @@ def test_wrong_targets(text: str, says: str) -> None:
     ("text", "value"),
     [
         ("25MB", 25e6),
+        ("30%", 0.3),
         ("25 MiB", 25 * 2**20),
         ("1.5kb", 1500.0),
         (".3", 0.3),
@@ -51,7 +52,9 @@ def test_budgets(text: str, value: float) -> None:
     assert parse_budget(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "25 miles", "-3MB", "0", "0MB", "nan", "1e400", "0.5B"])
+@pytest.mark.parametrize(
+    "text", ["", "25 miles", "-3MB", "0", "0MB", "nan", "1e400", "0.5B", "130%"]
+)
 def test_wrong_budgets(text: str) -> None:
     with pytest.raises(PlanError, match="budget"):
         parse_budget(text)
