@@ -20,12 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from full_size import decaying, make_awd, make_elmo
-from safetensors.torch import load_file, save_file
+from plain_script import Solver, by_greenformer, by_lapack, script
+from safetensors.torch import load_file
 
 from ckptshrink.linalg.factors import Options
 from ckptshrink.linalg.semi_nmf import semi_nmf
@@ -55,16 +58,14 @@ def interleaved(
 
 def report(title: str, seconds: Mapping[str, list[float]]) -> None:
     """Print medians, and each contestant's time over ours, round by round."""
-    print(
-        f"\n### {title}\n\n| contestant | median s | time / ckptshrink | spread |\n|---|---:|---:|---|"
-    )
+    print(f"\n### {title}\n")
+    print("| contestant | median s | time / ckptshrink | spread |")
+    print("|---|---:|---:|---|")
     ours = seconds["ckptshrink"]
     for name, values in seconds.items():
-        ratios = [value / own for value, own in zip(values, ours, strict=False)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"| {name} | {statistics.median(values):.3f} | {statistics.median(ratios):.2f} | {spread} |"
-        )
+        ratios = sorted(value / own for value, own in zip(values, ours, strict=False))
+        median, ratio = statistics.median(values), statistics.median(ratios)
+        print(f"| {name} | {median:.3f} | {ratio:.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} |")
 
 
 def copy(source: Path, target: Path, *, durable: bool) -> None:
@@ -78,46 +79,6 @@ def copy(source: Path, target: Path, *, durable: bool) -> None:
     target.unlink()
 
 
-Solver = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-
-
-def by_lapack(W: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a rank-r pair from a full SVD."""
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U[:, :r] * S[:r].sqrt(), S[:r].sqrt()[:, None] * Vh[:r]
-
-
-def by_greenformer(W: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a rank-r pair as greenformer's ``linear_svd`` does."""
-    u, s, v = torch.svd_lowrank(W.T, q=r, niter=10)
-    return v.contiguous(), (u * s).T.contiguous()
-
-
-def script(source: Path, target: Path, r: int, solve: Solver) -> None:
-    """Compress Wh of an ELMo or an AWD-LSTM the plain way."""
-    out: dict[str, torch.Tensor] = {}
-    if source.suffix == ".hdf5":
-        with h5py.File(source, "r") as file:
-            names: list[str] = []
-            file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
-            for name in names:
-                tensor = torch.from_numpy(file[name][...])
-                if name.endswith("LSTMCell/W_0"):
-                    half = tensor.shape[0] // 2
-                    out[name + ".Wi"] = tensor[:half].clone()
-                    out[name + ".Wh.U"], out[name + ".Wh.V"] = solve(tensor[half:], r)
-                else:
-                    out[name] = tensor
-    else:
-        for name, tensor in torch.load(source).items():
-            if name.endswith("weight_hh_l0_raw"):
-                out[name + ".U"], out[name + ".V"] = solve(tensor, r)
-            elif name != "decoder.weight":
-                out[name] = tensor
-    save_file({name: tensor.contiguous() for name, tensor in out.items()}, target)
-    target.unlink()
-
-
 def ours(source: Path, target: Path, r: int) -> None:
     """Compress Wh with ckptshrink, on one thread."""
     request = Request(targets=(Target("Wh"),), size=Size(rank=r))
@@ -125,20 +86,28 @@ def ours(source: Path, target: Path, r: int) -> None:
     shutil.rmtree(target)
 
 
+def plain(source: Path, target: Path, r: int, solve: Solver) -> None:
+    """Compress Wh with the plain script."""
+    script(source, target, r, solve)
+    target.unlink()
+
+
 def files(folder: Path, rounds: int) -> None:
     """Print the times of whole compressions against the peers'."""
+    lapack, greenformer = "(a) script, torch.linalg.svd", "(b) script, greenformer's SVD"
+    out = folder / "out"
     for source in (make_elmo(folder / "elmo.hdf5"), make_awd(folder / "awd.pt")):
         for r in (10, 400):
             contestants: dict[str, Callable[[], object]] = {
-                "ckptshrink": lambda s=source, r=r: ours(s, folder / "out", r),
-                "(a) script, torch.linalg.svd": lambda s=source, r=r: script(s, folder / "o", r, by_lapack),
-                "(b) script, greenformer's SVD": lambda s=source, r=r: script(s, folder / "o", r, by_greenformer),
-                "(c) copy": lambda s=source: copy(s, folder / "o", durable=False),
-                "(c) durable copy": lambda s=source: copy(s, folder / "o", durable=True),
-            }  # fmt: skip
-            slow = frozenset({"(a) script, torch.linalg.svd", "(b) script, greenformer's SVD"})
-            report(f"{source.name}, Wh, r={r}", interleaved(contestants, rounds, slow))
-            print(f"\nexcess error over the optimum: {worst_excess(source, folder / 'out', r):.1e}")
+                "ckptshrink": partial(ours, source, out, r),
+                lapack: partial(plain, source, out, r, by_lapack),
+                greenformer: partial(plain, source, out, r, by_greenformer),
+                "(c) copy": partial(copy, source, out, durable=False),
+                "(c) durable copy": partial(copy, source, out, durable=True),
+            }
+            seconds = interleaved(contestants, rounds, frozenset({lapack, greenformer}))
+            report(f"{source.name}, Wh, r={r}", seconds)
+            print(f"\nexcess error over the optimum: {worst_excess(source, out, r):.1e}")
 
 
 def worst_excess(source: Path, out: Path, r: int) -> float:
@@ -167,93 +136,90 @@ def worst_excess(source: Path, out: Path, r: int) -> float:
 
 def matrices(rounds: int, method: str) -> None:
     """Print the times of single matrices: SVD against LAPACK, Semi-NMF against matrix_fact."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     for m, n in ((16384, 512), (4600, 1150)):
         W = torch.from_numpy(decaying(rng, m, n))
-        optimum = torch.linalg.svdvals(W.double())[400:].square().sum().sqrt()
-        contestants: dict[str, Callable[[], object]]
+        factorize = svd if method == "svd" else semi_nmf
+        contestants: dict[str, Callable[[], object]] = {
+            "ckptshrink": partial(factorize, W, 400, Options())
+        }
         if method == "svd":
-            factors = svd(W, 400, Options())
-            contestants = {
-                "ckptshrink": lambda W=W: svd(W, 400, Options()),
-                "torch.linalg.svd": lambda W=W: by_lapack(W, 400),
-                "greenformer's SVD": lambda W=W: by_greenformer(W, 400),
-            }
+            contestants["torch.linalg.svd"] = partial(by_lapack, W, 400)
+            contestants["greenformer's SVD"] = partial(by_greenformer, W, 400)
         else:
-            factors = semi_nmf(W, 400, Options())
-            contestants = {"ckptshrink": lambda W=W: semi_nmf(W, 400, Options())}
-            try:
-                from matrix_fact import TorchSNMF
-            except ImportError:
-                print("\nmatrix_fact is not installed: pip install matrix_fact cvxopt scikit-learn")
-                return
-
-            def peer(W: torch.Tensor = W) -> object:
-                model = TorchSNMF(W.T.contiguous(), 400)
-                model.factorize(10)
-                return model
-
-            contestants["matrix_fact, 10 iterations"] = peer
-        error = torch.linalg.norm(W.double() - factors.U.double() @ factors.V.double())
-        slow = frozenset(set(contestants) - {"ckptshrink", "torch.linalg.svd"})
+            contestants["matrix_fact, 10 iterations"] = partial(by_matrix_fact, W, 400)
+        slow = frozenset({"greenformer's SVD", "matrix_fact, 10 iterations"})
         report(f"{method}, {m}×{n}, r=400", interleaved(contestants, rounds, slow))
+        factors = factorize(W, 400, Options())
+        error = torch.linalg.norm(W.double() - factors.U.double() @ factors.V.double())
+        optimum = torch.linalg.svdvals(W.double())[400:].square().sum().sqrt()
         print(f"\nerror over the SVD optimum: {float(error / optimum) - 1:.1e}")
+
+
+def by_matrix_fact(W: torch.Tensor, r: int) -> object:
+    """Run matrix_fact's Semi-NMF as greenformer's ``linear_snmf`` does: ten iterations."""
+    try:
+        from matrix_fact import TorchSNMF
+    except ImportError:
+        raise SystemExit(
+            "pip install matrix_fact cvxopt scikit-learn, or --only svd,files"
+        ) from None
+    model = TorchSNMF(W.T, r)
+    model.factorize(10)
+    return model
 
 
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from ckptshrink.payload import Compute
-from ckptshrink.planning.request import Request, Size, Target
-from ckptshrink.rewrite import compress
+from ckptshrink import Compute, Request, Size, Target, compress
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-compress(Path(sys.argv[1]), Path(sys.argv[2]), Request(targets=(Target("Wh"),), size=Size(rank=int(sys.argv[3]))),
-         compute=Compute("cpu", 1))
+request = Request((Target("Wh"),), size=Size(rank=int(sys.argv[3])))
+compress(Path(sys.argv[1]), Path(sys.argv[2]), request, compute=Compute("cpu", 1))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024)
 """
 
 
 def memory(folder: Path) -> None:
     """Print the peak memory of a compression above an interpreter with torch loaded."""
-    print(
-        "\n### Peak memory above an idle interpreter\n\n| file | r | largest tensor MiB | peak MiB | allowed MiB |\n|---|---:|---:|---:|---:|"
-    )
-    for source, largest in (
-        (make_elmo(folder / "elmo.hdf5"), 64.0),
-        (make_awd(folder / "awd.pt"), 20.2),
-    ):
+    print("\n### Peak memory above an idle interpreter with torch loaded\n")
+    print("| file | r | largest tensor MiB | peak MiB | allowed MiB |")
+    print("|---|---:|---:|---:|---:|")
+    elmo, awd = make_elmo(folder / "elmo.hdf5"), make_awd(folder / "awd.pt")
+    for source, largest in ((elmo, 64.0), (awd, 20.2)):
         for r in (10, 400):
             command = [sys.executable, "-c", MEMORY, str(source), str(folder / "out"), str(r)]
-            peak = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             shutil.rmtree(folder / "out")
-            print(f"| {source.name} | {r} | {largest:.0f} | {peak:.0f} | {256 + 2 * largest:.0f} |")
+            allowed = 256 + 2 * largest
+            print(
+                f"| {source.name} | {r} | {largest:.0f} | {float(done.stdout):.0f} | {allowed:.0f} |"
+            )
 
 
 def commands(folder: Path, rounds: int) -> None:
     """Print the times of whole commands, start-up included."""
     elmo = str(make_elmo(folder / "elmo.hdf5"))
     tool = [sys.executable, "-m", "ckptshrink_cli"]
+    out = str(folder / "out")
+    wh = ["--target", "Wh", "--rank", "400"]
     cases = {
         "ckptshrink --help": [*tool, "--help"],
         "ckptshrink inspect elmo.hdf5": [*tool, "inspect", elmo],
-        "ckptshrink plan elmo.hdf5 --target Wh --rank 400": [*tool, "plan", elmo, "--target", "Wh", "--rank", "400"],
+        "ckptshrink plan elmo.hdf5 --target Wh --rank 400": [*tool, "plan", elmo, *wh],
         "ckptshrink compress elmo.hdf5 --target Wh --rank 400 --threads 1": [
-            *tool, "compress", elmo, "--target", "Wh", "--rank", "400", "--threads", "1",
-            "-o", str(folder / "out"), "--overwrite",
+            *tool, "compress", elmo, *wh, "--threads", "1", "-o", out, "--overwrite",
         ],
         "(a) script, torch.linalg.svd, one thread": [
-            sys.executable, "-c",
-            "import sys, torch; torch.set_num_threads(1); from pathlib import Path; "
-            "sys.path.insert(0, sys.argv[3]); import compress; "
-            "compress.script(Path(sys.argv[1]), Path(sys.argv[2]), 400, compress.by_lapack)",
-            elmo, str(folder / "o"), str(Path(__file__).parent),
+            sys.executable, str(Path(__file__).with_name("plain_script.py")), elmo,
+            str(folder / "plain.safetensors"), "400",
         ],
     }  # fmt: skip
-    print("\n### Whole commands, start-up included\n\n| command | median s |\n|---|---:|")
+    print("\n### Whole commands, start-up included\n")
+    print("| command | median s |")
+    print("|---|---:|")
     runs: dict[str, Callable[[], object]] = {
-        name: (lambda c=command: subprocess.run(c, capture_output=True, check=True))
+        name: partial(subprocess.run, command, capture_output=True, check=True)
         for name, command in cases.items()
     }
     for name, values in interleaved(runs, rounds, frozenset({list(cases)[-1]})).items():

@@ -1,4 +1,4 @@
-"""Full-size checkpoints with random weights of a decaying spectrum, made where they are asked for."""
+"""Full-size checkpoints with random weights of a decaying spectrum."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -7,9 +7,6 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-ELMO_PARAMS = 93_600_848
-AWD_PARAMS = 24_221_600
 
 
 def decaying(rng: np.random.Generator, m: int, n: int) -> NDArray[np.float32]:
@@ -24,7 +21,9 @@ def decaying(rng: np.random.Generator, m: int, n: int) -> NDArray[np.float32]:
 
 
 def make_elmo(path: Path, seed: int = 0) -> Path:
-    """Write an ELMo of the original size (2 layers, 4096 cells, 512 projected) and its options."""
+    """Write an ELMo of the original size (2 layers of 4096 cells, 512 projected), once."""
+    if path.exists():
+        return path
     rng = np.random.default_rng(seed)
     p, d, widths = 512, 4096, (32, 32, 64, 128, 256, 512, 1024)
     features = sum(widths)
@@ -54,7 +53,9 @@ def make_elmo(path: Path, seed: int = 0) -> Path:
 
 
 def make_awd(path: Path, seed: int = 0) -> Path:
-    """Write the state dict of the Penn Treebank AWD-LSTM (400, 1150, 3 layers, tied softmax)."""
+    """Write the state dict of the Penn Treebank AWD-LSTM (400, 1150, 3 layers, tied), once."""
+    if path.exists():
+        return path
     rng = np.random.default_rng(seed)
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
     state["encoder.weight"] = torch.from_numpy(decaying(rng, 10_000, 400))
