@@ -167,14 +167,19 @@ class Staging:
         self._overwrite = overwrite
         self._files: dict[str, StagedFile] = {}
         self._adopted: dict[str, Path] = {}
-        _sweep(self.target)
         self._part = self.target.parent / f".{self.target.name}.part-{secrets.token_hex(6)}"
-        with _os_errors(self._part):
-            self._part.mkdir()
-            self._lock = _locked(self._part)
+        self._lock = -1
 
     def __enter__(self) -> "Staging":
-        """Return the staging itself."""
+        """Sweep what killed runs left, make and lock the part folder, and return the staging."""
+        _sweep(self.target)
+        try:
+            with _os_errors(self._part):
+                self._part.mkdir()
+                self._lock = _locked(self._part)
+        except BaseException:  # a signal that comes in between too
+            self._clear()
+            raise
         return self
 
     def __exit__(
@@ -186,8 +191,7 @@ class Staging:
         """Remove whatever was not committed."""
         for file in self._files.values():
             file.abandon()
-        shutil.rmtree(self._part, ignore_errors=True)
-        os.close(self._lock)
+        self._clear()
 
     def create(self, relpath: str) -> StagedFile:
         """Open a new file of the target, given by its path relative to the target folder."""
@@ -241,6 +245,11 @@ class Staging:
                 _sync(Path(folder))
             _appear(ready, self.target, overwrite=self._overwrite)
             _sync(self.target.parent)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._part, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def _place(self, relpath: str) -> Path:
         parts = PurePosixPath(relpath).parts
