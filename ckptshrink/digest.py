@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-CHUNK: Final = 8 << 20
+CHUNK: Final = 1 << 20
 """Bytes read at a time wherever a whole file is streamed."""
 
 

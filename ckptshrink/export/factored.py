@@ -13,12 +13,11 @@ from ckptshrink.events import Listener, Progress
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.safetensors_file import plan_file, plan_shards
-from ckptshrink.io.staging import Staging
+from ckptshrink.io.staging import StagedFile, Staging
 from ckptshrink.matrices import MatrixSource, compress_matrix
 from ckptshrink.payload import to_bytes
 from ckptshrink.plan import Plan, PlanItem
 from ckptshrink.stored import Entry, entries_of, stored_dtype
-from ckptshrink.tensors import TensorRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,7 @@ def write_factored(
         out.write(layout.header)
         for name in layout.order:
             listen(Progress(stored[name].item.name, work.done, total))
-            for chunk in work.payload(stored[name]):
-                out.write(chunk)
+            work.write(stored[name], out)
     if shards.index is not None:
         staging.create("model.safetensors.index.json").write(shards.index)
     listen(Progress("", total, total))
@@ -124,20 +122,20 @@ class _Work:
         self._device = device
         self._waiting: dict[str, memoryview] = {}
 
-    def payload(self, stored: _Stored) -> Iterator[memoryview]:
-        """Yield the bytes of a stored tensor."""
+    def write(self, stored: _Stored, out: StagedFile) -> None:
+        """Write the bytes of a stored tensor."""
         name = stored.entry[0]
         if stored.item.action == "factorize" and stored.matrix is not None:
             if name not in self._waiting:
                 self._factorize(stored.item, stored.matrix)
-            yield self._waiting.pop(name)
+            out.give(self._waiting.pop(name))
         elif stored.matrix is not None:
-            yield to_bytes(self._source.matrix(stored.matrix)).data
+            out.give(to_bytes(self._source.matrix(stored.matrix)).data)
             self.done += stored.item.nbytes_before
         else:
-            ref: TensorRef = self._reader.checkpoint.tensors[name]
-            yield from self._reader.chunks(name)
-            self.done += ref.nbytes
+            for chunk in self._reader.chunks(name):
+                out.write(chunk)
+                self.done += len(chunk)
 
     def _factorize(self, item: PlanItem, matrix: GateMatrix) -> None:
         result = compress_matrix(self._source, matrix, item, self._settings, self._device)

@@ -129,7 +129,7 @@ def gram(weight: Weight, dtype: torch.dtype) -> Tensor:
     Returns
     -------
     (k, k), dtype
-        The lower triangle, of ``scale * W``; what is above it is not to be read.
+        The lower triangle, of ``scale * W``, and zeros above it.
     """
     k = weight.short
     G = torch.zeros(k, k, dtype=dtype, device=weight.W.device)
@@ -140,12 +140,14 @@ def gram(weight: Weight, dtype: torch.dtype) -> Tensor:
         for start, stop in itertools.pairwise(edges):
             if start < stop:
                 G[start:, start:stop] += matmul(X[start:], X[start:stop].T)
-    return G
+    return G.tril_()
 
 
 def mirrored(G: Tensor) -> Tensor:
-    """Return a whole symmetric matrix from its lower triangle."""
-    return G.tril() + G.tril(-1).T
+    """Return a whole symmetric matrix from its lower triangle, above which G is 0."""
+    whole = G + G.T
+    whole.diagonal().mul_(0.5)
+    return whole
 
 
 def times(weight: Weight, X: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -50,10 +50,11 @@ def row_space(weight: Weight, r: int) -> RowSpace:
         return _direct(weight)
     squares, vectors = found.values[:p], found.vectors[:, :p]
     if weight.tall:
-        return RowSpace(squares.cpu(), vectors.T.contiguous().to(weight.dtype))
-    leading = vectors[:, : r + _BEYOND] / squares[: r + _BEYOND].sqrt().to(vectors)
-    rows = left_times(weight, leading, weight.dtype)  # (q, n)
-    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        rows = vectors.T.to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
+    else:
+        leading = vectors[:, : r + _BEYOND] / squares[: r + _BEYOND].sqrt().to(vectors)
+        rows = left_times(weight, leading, weight.dtype)  # (q, n)
+        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     rows[:r] = _orthonormalized(rows[:r])
     return RowSpace(squares.cpu(), rows)
 

@@ -149,10 +149,18 @@ def test_a_failing_disk_leaves_the_old_artefact(
 def test_bytes_that_read_back_otherwise_are_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "file_sha256", lambda path: "0" * 64)
+    real = os.pread
+
+    def flipped(descriptor: int, n: int, offset: int) -> bytes:
+        data = bytearray(real(descriptor, n, offset))
+        data[len(data) // 2] ^= 4
+        return bytes(data)
+
+    monkeypatch.setattr(module.os, "pread", flipped)
     with pytest.raises(OutputError, match="read back"), Staging(tmp_path / "out") as staging:
-        staging.create("a").write(b"x")
+        staging.create("a").write(b"x" * 1000)
         staging.commit()
+    monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
 
 
