@@ -191,10 +191,8 @@ def memory(folder: Path) -> None:
             command = [sys.executable, "-c", MEMORY, str(source), str(folder / "out"), str(r)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             shutil.rmtree(folder / "out")
-            allowed = 256 + 2 * largest
-            print(
-                f"| {source.name} | {r} | {largest:.0f} | {float(done.stdout):.0f} | {allowed:.0f} |"
-            )
+            peak, allowed = float(done.stdout), 256 + 2 * largest
+            print(f"| {source.name} | {r} | {largest:.0f} | {peak:.0f} | {allowed:.0f} |")
 
 
 def commands(folder: Path, rounds: int) -> None:

@@ -12,7 +12,8 @@ from ckptshrink.errors import printable
 from ckptshrink.export.factored import Outcome
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
-from ckptshrink.io.staging import StagedRecord, Staging
+from ckptshrink.io.staged_file import StagedRecord
+from ckptshrink.io.staging import Staging
 from ckptshrink.manifest import (
     MANIFEST_NAME,
     FileRecord,

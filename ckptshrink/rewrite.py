@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from ckptshrink.averages import averages_of, compare_averages
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import PlanError, printable
 from ckptshrink.events import Listener, Progress, silent
 from ckptshrink.export.dense import write_dense
-from ckptshrink.export.factored import write_factored
+from ckptshrink.export.factored import Outcome, write_factored
 from ckptshrink.export.rebuilt import Rebuilt
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Reader
@@ -82,16 +84,19 @@ def compress(
         Nothing half-written is left and the source is untouched, whatever the cause.
     """
     compute = compute or Compute()
-    settings = request.settings
-    reader, recognition = open_source(path, use_averaged=settings.use_averaged)
+    reader, recognition = open_source(path, use_averaged=request.settings.use_averaged)
     checkpoint = reader.checkpoint
-    inputs = (*checkpoint.files, *checkpoint.sidecars)
-    single = dense and len(checkpoint.files) == 1
+    target = _Target(
+        out,
+        single=dense and len(checkpoint.files) == 1,
+        overwrite=overwrite,
+        inputs=(*checkpoint.files, *checkpoint.sidecars),
+    )
     with closing(reader), compute.limits() as threads, ThreadPoolExecutor(1) as pool:
-        check_target(out, overwrite=overwrite, single=single, inputs=inputs)
+        target.check()
         # the hash of the source is made meanwhile; it also draws the file into the page cache
         stop = threading.Event()
-        source_hash = pool.submit(_hash_files, checkpoint.files, stop)
+        hashes = pool.submit(_hash_files, checkpoint.files, stop)
         try:
             if isinstance(request, Plan):
                 plan = replan(request, checkpoint, recognition)
@@ -103,31 +108,64 @@ def compress(
             matrices = matrices_of(plan, checkpoint, recognition)
             plan = _without_nonfinite(plan, matrices, reader)
             needed = checkpoint.nbytes if dense else plan.totals["nbytes_after"]
-            with Staging(
-                out, single=single, overwrite=overwrite, inputs=inputs, needed=needed
-            ) as staging:
-                device = compute.resolve()
-                if dense:
-                    outcomes = write_dense(
-                        reader, plan, matrices, averages_of(checkpoint), staging,
-                        device=device, listen=listen,
-                    )  # fmt: skip
-                else:
-                    outcomes = write_factored(
-                        reader, plan, matrices, staging,
-                        device=device, max_shard_bytes=max_shard_bytes, listen=listen,
-                    )  # fmt: skip
+            with target.staging(needed) as staging:
+                run = _Run(reader, plan, matrices, staging, compute.resolve(), listen)
+                outcomes = run.dense() if dense else run.factored(max_shard_bytes)
                 listen(Progress("syncing and reading back", 1, 1))
                 average = compare_averages(reader)
                 notes = [*checkpoint.notes, *([average] if average else [])]
-                source = source_record(checkpoint, recognition.family, source_hash.result(), notes)
-                tool = tool_record(threads, device.type)
+                source = source_record(checkpoint, recognition.family, hashes.result(), notes)
+                tool = tool_record(threads, run.device.type)
                 facts = Facts(checkpoint, plan, matrices, outcomes, source, tool)
                 manifest = facts.manifest(staging.finish()) if dense else facts.write(staging)
                 staging.commit()
         finally:
             stop.set()
     return Result(staging.target, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where the output is to appear, and what it may not be."""
+
+    out: Path
+    single: bool
+    overwrite: bool
+    inputs: tuple[Path, ...]
+
+    def check(self) -> None:
+        check_target(self.out, single=self.single, overwrite=self.overwrite, inputs=self.inputs)
+
+    def staging(self, needed: int) -> Staging:
+        return Staging(
+            self.out, single=self.single, overwrite=self.overwrite, inputs=self.inputs,
+            needed=needed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A plan about to be run."""
+
+    reader: Reader
+    plan: Plan
+    matrices: Mapping[str, GateMatrix]
+    staging: Staging
+    device: torch.device
+    listen: Listener
+
+    def dense(self) -> dict[str, Outcome]:
+        averages = averages_of(self.reader.checkpoint)
+        return write_dense(
+            self.reader, self.plan, self.matrices, averages, self.staging,
+            device=self.device, listen=self.listen,
+        )  # fmt: skip
+
+    def factored(self, max_shard_bytes: int) -> dict[str, Outcome]:
+        return write_factored(
+            self.reader, self.plan, self.matrices, self.staging,
+            device=self.device, max_shard_bytes=max_shard_bytes, listen=self.listen,
+        )  # fmt: skip
 
 
 def _without_nonfinite(plan: Plan, matrices: Mapping[str, GateMatrix], reader: Reader) -> Plan:

@@ -13,7 +13,8 @@ from ckptshrink.events import Listener, Progress
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.safetensors_file import plan_file, plan_shards
-from ckptshrink.io.staging import StagedFile, Staging
+from ckptshrink.io.staged_file import StagedFile
+from ckptshrink.io.staging import Staging
 from ckptshrink.matrices import MatrixSource, compress_matrix
 from ckptshrink.payload import to_bytes
 from ckptshrink.plan import Plan, PlanItem

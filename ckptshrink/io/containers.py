@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from ckptshrink.errors import PlanError
 from ckptshrink.io.checkpoint import Reader
-from ckptshrink.io.staging import StagedFile, Staging
+from ckptshrink.io.staged_file import StagedFile
+from ckptshrink.io.staging import Staging
 from ckptshrink.io.structure import tensors_in, without
 from ckptshrink.tensors import TensorRef
 

@@ -9,173 +9,25 @@ which can tell them from those of a living run by their lock.
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
-import queue
 import secrets
 import shutil
-import threading
-import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final
 
-from ckptshrink.digest import CHUNK, file_sha256
+from ckptshrink.digest import file_sha256
 from ckptshrink.errors import OutputError
+from ckptshrink.io.staged_file import StagedFile, StagedRecord, os_errors
 
 MANIFEST: Final = "manifest.json"
 """The file that makes a folder an artefact."""
 
-_QUEUED: Final = 96
-"""Chunks that may wait for the writing thread: 96 MiB, so that no matrix waits for the last one."""
-
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
-
-
-@dataclass(frozen=True, slots=True)
-class StagedRecord:
-    """A written file: its path relative to the target folder, its bytes and their SHA-256."""
-
-    path: str
-    nbytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """A run of a written file and its CRC-32."""
-
-    start: int
-    nbytes: int
-    crc: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.nbytes
-
-    def holds(self, descriptor: int) -> bool:
-        """Read the run back and compare."""
-        crc, at = 0, self.start
-        while at < self.stop and (data := os.pread(descriptor, self.stop - at, at)):
-            crc, at = zlib.crc32(data, crc), at + len(data)
-        return at == self.stop and crc == self.crc
-
-
-class StagedFile:
-    """A new file that is hashed while it is written, by a thread of its own.
-
-    Only what has been handed to `write` is in the file: there is no seeking and no pre-sizing, so
-    that a full disk is met while writing and never after.
-    """
-
-    def __init__(self, path: Path, relpath: str) -> None:
-        self.path = path
-        self.relpath = relpath
-        self.nbytes = 0
-        self._sha = hashlib.sha256()
-        self._failure: OSError | None = None
-        self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=_QUEUED)
-        self._marks: list[_Mark] = []
-        # 0o666 and not 0o600: the umask alone decides, as for any file the user makes.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        self._fd = os.open(path, flags, 0o666)
-        self._thread = threading.Thread(target=self._drain, name=f"write {relpath}", daemon=True)
-        self._thread.start()
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append bytes. They are copied, so that the caller may reuse its buffer.
-
-        Raises
-        ------
-        OutputError
-            An earlier write failed (full disk, I/O error).
-        """
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), CHUNK):
-            self._put(memoryview(bytes(view[start : start + CHUNK])))
-        return len(view)
-
-    def give(self, data: memoryview) -> None:
-        """Append bytes that nobody changes any more: they are not copied. Raises as `write`."""
-        view = data.cast("B") if data.nbytes else memoryview(b"")
-        for start in range(0, len(view), CHUNK):
-            self._put(view[start : start + CHUNK])
-
-    def _put(self, chunk: memoryview) -> None:
-        self._raise_failure()
-        self._queue.put(chunk)
-        self.nbytes += len(chunk)
-
-    def flush(self) -> None:
-        """Do nothing: `close` is what makes the bytes durable."""
-
-    def close(self) -> StagedRecord:
-        """Write out, sync, read back and close; return the record.
-
-        Raises
-        ------
-        OutputError
-            A write or the sync failed, or the file reads back otherwise than it was written.
-        """
-        self._stop()
-        try:
-            self._raise_failure()
-            with _os_errors(self.path):
-                os.fsync(self._fd)
-                self._read_back()
-        finally:
-            os.close(self._fd)
-            self._fd = -1
-        return StagedRecord(self.relpath, self.nbytes, self._sha.hexdigest())
-
-    def abandon(self) -> None:
-        """Stop writing and close without a sync."""
-        if self._fd >= 0:
-            self._stop()
-            os.close(self._fd)
-            self._fd = -1
-
-    def _read_back(self) -> None:
-        # CRC-32 and not SHA-256: for a disk that errs it is as good, and three times as fast
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            with ThreadPoolExecutor(2) as pool:
-                same = list(pool.map(lambda mark: mark.holds(descriptor), self._marks))
-        finally:
-            os.close(descriptor)
-        if not all(same):
-            raise OutputError(
-                "read back otherwise than it was written: the disk can't be trusted",
-                path=self.path.name,
-            )
-
-    def _stop(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _drain(self) -> None:
-        while (chunk := self._queue.get()) is not None:
-            if self._failure is not None:
-                continue  # keep emptying the queue, or the producer would wait for ever
-            try:
-                _write_all(self._fd, chunk)
-            except OSError as error:
-                self._failure = error
-            else:
-                self._sha.update(chunk)
-                offset = self._marks[-1].stop if self._marks else 0
-                self._marks.append(_Mark(offset, len(chunk), zlib.crc32(chunk)))
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            with _os_errors(self.path):
-                raise self._failure
 
 
 class Staging:
@@ -223,7 +75,7 @@ class Staging:
         """Sweep what killed runs left, make and lock the part folder, and return the staging."""
         _sweep(self.target)
         try:
-            with _os_errors(self._part):
+            with os_errors(self._part):
                 self._part.mkdir()
                 self._lock = _locked(self._part)
         except BaseException:  # a signal that comes in between too
@@ -245,7 +97,7 @@ class Staging:
     def create(self, relpath: str) -> StagedFile:
         """Open a new file of the target, given by its path relative to the target folder."""
         path = self._place(relpath)
-        with _os_errors(path):
+        with os_errors(path):
             file = StagedFile(path, relpath)
         self._files[relpath] = file
         return file
@@ -267,7 +119,7 @@ class Staging:
         records = [file.close() for file in self._files.values()]
         self._files.clear()
         for relpath, path in self._adopted.items():
-            with _os_errors(path):
+            with os_errors(path):
                 _sync(path)
                 records.append(StagedRecord(relpath, path.stat().st_size, file_sha256(path)))
         self._adopted.clear()
@@ -283,7 +135,7 @@ class Staging:
         """
         self.finish()
         ready = self._part / self.target.name if self.single else self._part
-        with _os_errors(self.target):
+        with os_errors(self.target):
             for folder, _, _ in os.walk(self._part):
                 _sync(Path(folder))
             _appear(ready, self.target, overwrite=self._overwrite)
@@ -299,7 +151,7 @@ class Staging:
         if not parts or PurePosixPath(relpath).is_absolute() or ".." in parts:
             raise OutputError(f"a file named {relpath!r} would lie outside", path=self.target)
         path = self._part.joinpath(*parts)
-        with _os_errors(path):
+        with os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -319,7 +171,7 @@ def check_target(
     OutputError
         See `Staging`.
     """
-    with _os_errors(target), suppress(FileNotFoundError, NotADirectoryError):
+    with os_errors(target), suppress(FileNotFoundError, NotADirectoryError):
         target.lstat()  # the system refuses some names outright, such as one too long
     if target.is_symlink():
         raise OutputError("is a symbolic link, and is not written through", path=target)
@@ -420,26 +272,9 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one line, with what is left behind."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"can't be written: {reason}; nothing was left behind", path=path
-        ) from error

@@ -17,6 +17,9 @@ _BLURRED: Final = 1e-6
 """Share that may be lost to energies which G itself confuses. Of a cluster with a relative spread
 of 1e-5, cut inside and a thousandth of the largest energy, 2e-5 were."""
 
+_SMALL_TURN: Final = 0.1
+"""Norm up to which turns of pairs add up to one of all."""
+
 _WINDOW: Final = 64
 """Vectors on each side of the cut that are made anew: 32 left twice as much as 64."""
 
@@ -63,23 +66,27 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
         return vectors
     # tangent of the angle that would be right for each pair if it were the only one
     turn = 2 * coupling / (gaps + reach).clamp(min=torch.finfo(torch.float64).tiny)
+    # near to the cut turns are large, and a window's own eigenvectors are taken
+    turn[:_WINDOW, max(0, r - _WINDOW) :] = 0.0
+    if float(turn.norm()) > _SMALL_TURN:
+        return None
     return _turned(G, vectors, turn, r)
 
 
 def _blurred(energies: Tensor, r: int) -> float:
     """What is lost at most by confusing energies at the cut that rounding of G has made equal."""
     count = min(r, len(energies) - r)
-    above, below = energies[:r].sort().values[:count], energies[r : r + count]
+    above = energies[:r].sort().values[:count]
+    below = energies[r:].sort(descending=True).values[:count]
     gaps = above - below
-    blur = torch.finfo(torch.float32).eps / 4 * float(energies.max())
+    blur = torch.finfo(torch.float32).eps * float(energies.max())
     return float(gaps[gaps < blur].sum())
 
 
 def _turned(G: Tensor, vectors: Tensor, turn: Tensor, r: int) -> Tensor:
-    """Turn the first r vectors; near the cut, where turns are large, take a window's own ones."""
+    """Turn the first r vectors, then take the window's own eigenvectors for those in it."""
     first, last = max(0, r - _WINDOW), min(len(G), r + _WINDOW)
     leading, others = vectors[:, :r], vectors[:, r:]
-    turn[: last - r, first:] = 0.0
     turn = turn.to(vectors)
     window = others[:, : last - r] - matmul(leading, turn[: last - r].T)
     leading = leading + matmul(others, turn)

@@ -138,7 +138,7 @@ def test_a_failing_disk_leaves_the_old_artefact(
         Staging(old, overwrite=True) as staging,
     ):
         file = staging.create("big")
-        monkeypatch.setattr(module.os, call, fail)
+        monkeypatch.setattr(os, call, fail)
         for _ in range(10):
             file.write(b"x" * (9 << 20))
         staging.commit()
@@ -156,7 +156,7 @@ def test_bytes_that_read_back_otherwise_are_not_committed(
         data[len(data) // 2] ^= 4
         return bytes(data)
 
-    monkeypatch.setattr(module.os, "pread", flipped)
+    monkeypatch.setattr(os, "pread", flipped)
     with pytest.raises(OutputError, match="read back"), Staging(tmp_path / "out") as staging:
         staging.create("a").write(b"x" * 1000)
         staging.commit()

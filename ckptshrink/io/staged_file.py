@@ -1,0 +1,176 @@
+"""One new file: hashed while it is written, synced, and read back before it counts."""
+
+import hashlib
+import os
+import queue
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ckptshrink.digest import CHUNK
+from ckptshrink.errors import OutputError
+
+_QUEUED: Final = 96
+"""Chunks that may wait for the writing thread: 96 MiB, so that no matrix waits for the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRecord:
+    """A written file: its path relative to the target folder, its bytes and their SHA-256."""
+
+    path: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A run of a written file and its CRC-32."""
+
+    start: int
+    nbytes: int
+    crc: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.nbytes
+
+    def holds(self, descriptor: int) -> bool:
+        """Read the run back and compare."""
+        crc, at = 0, self.start
+        while at < self.stop and (data := os.pread(descriptor, self.stop - at, at)):
+            crc, at = zlib.crc32(data, crc), at + len(data)
+        return at == self.stop and crc == self.crc
+
+
+class StagedFile:
+    """A new file that is hashed while it is written, by a thread of its own.
+
+    Only what has been handed to `write` is in the file: there is no seeking and no pre-sizing, so
+    that a full disk is met while writing and never after.
+    """
+
+    def __init__(self, path: Path, relpath: str) -> None:
+        self.path = path
+        self.relpath = relpath
+        self.nbytes = 0
+        self._sha = hashlib.sha256()
+        self._failure: OSError | None = None
+        self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=_QUEUED)
+        self._marks: list[_Mark] = []
+        # 0o666 and not 0o600: the umask alone decides, as for any file the user makes.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        self._fd = os.open(path, flags, 0o666)
+        self._thread = threading.Thread(target=self._drain, name=f"write {relpath}", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append bytes. They are copied, so that the caller may reuse its buffer.
+
+        Raises
+        ------
+        OutputError
+            An earlier write failed (full disk, I/O error).
+        """
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), CHUNK):
+            self._put(memoryview(bytes(view[start : start + CHUNK])))
+        return len(view)
+
+    def give(self, data: memoryview) -> None:
+        """Append bytes that nobody changes any more: they are not copied. Raises as `write`."""
+        view = data.cast("B") if data.nbytes else memoryview(b"")
+        for start in range(0, len(view), CHUNK):
+            self._put(view[start : start + CHUNK])
+
+    def _put(self, chunk: memoryview) -> None:
+        self._raise_failure()
+        self._queue.put(chunk)
+        self.nbytes += len(chunk)
+
+    def flush(self) -> None:
+        """Do nothing: `close` is what makes the bytes durable."""
+
+    def close(self) -> StagedRecord:
+        """Write out, sync, read back and close; return the record.
+
+        Raises
+        ------
+        OutputError
+            A write or the sync failed, or the file reads back otherwise than it was written.
+        """
+        self._stop()
+        try:
+            self._raise_failure()
+            with os_errors(self.path):
+                os.fsync(self._fd)
+                self._read_back()
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+        return StagedRecord(self.relpath, self.nbytes, self._sha.hexdigest())
+
+    def abandon(self) -> None:
+        """Stop writing and close without a sync."""
+        if self._fd >= 0:
+            self._stop()
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read_back(self) -> None:
+        # CRC-32 and not SHA-256: for a disk that errs it is as good, and three times as fast
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                same = list(pool.map(lambda mark: mark.holds(descriptor), self._marks))
+        finally:
+            os.close(descriptor)
+        if not all(same):
+            raise OutputError(
+                "read back otherwise than it was written: the disk can't be trusted",
+                path=self.path.name,
+            )
+
+    def _stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _drain(self) -> None:
+        while (chunk := self._queue.get()) is not None:
+            if self._failure is not None:
+                continue  # keep emptying the queue, or the producer would wait for ever
+            try:
+                _write_all(self._fd, chunk)
+            except OSError as error:
+                self._failure = error
+            else:
+                self._sha.update(chunk)
+                offset = self._marks[-1].stop if self._marks else 0
+                self._marks.append(_Mark(offset, len(chunk), zlib.crc32(chunk)))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            with os_errors(self.path):
+                raise self._failure
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one line, with what is left behind."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"can't be written: {reason}; nothing was left behind", path=path
+        ) from error
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
