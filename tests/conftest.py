@@ -7,6 +7,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 os.environ.pop("FORCE_COLOR", None)
+# Two threads of a small product wait for each other on a busy machine: one SVD took 18 s. The tests
+# that are about threads ask for them.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "100"
 
 

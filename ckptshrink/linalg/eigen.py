@@ -21,6 +21,9 @@ from ckptshrink.linalg.separate import separated
 _GATES: Final = ((torch.float32, 2e-2), (torch.float64, 1e-6))
 """Dtypes of the Gram matrix, cheapest first, and the least rho at which each is good enough."""
 
+_SINGLE_SIDE: Final = 256
+"""Short side from which float32 is tried: below it, float64 takes 5 ms."""
+
 _KRYLOV_SIDE: Final = 512
 """Short side from which a Krylov space beats a full decomposition: 6 ms against 14, at r = 10."""
 
@@ -62,7 +65,8 @@ def eigenpairs(weight: Weight, r: int, *, every: bool = False) -> Eigenpairs | N
         the largest eigenvalue.
     """
     for dtype, least in _GATES:
-        if dtype != torch.float64 and weight.dtype == torch.float64:
+        single = dtype == torch.float32
+        if single and (weight.dtype == torch.float64 or weight.short < _SINGLE_SIDE):
             continue
         G = gram(weight, dtype)
         small = not every and weight.short >= _KRYLOV_SIDE and r * _KRYLOV_SHARE <= weight.short
@@ -76,10 +80,10 @@ def eigenpairs(weight: Weight, r: int, *, every: bool = False) -> Eigenpairs | N
             continue
         values = values.flip(0).double().clamp(min=0.0)
         vectors = vectors.flip(1)
-        whole = r == weight.short and dtype == torch.float64  # nothing is left out, rho is 0
+        whole = r == weight.short and not single  # nothing is left out, rho is 0
         if not whole and float(values[r:].sum()) < least * float(values[0]):
             continue
-        if dtype != torch.float64:
+        if single:
             mended = separated(mirrored(G), vectors, r, float(values[r:].sum()))
             if mended is None:
                 continue

@@ -13,7 +13,7 @@ _FINE: Final = 2e-7
 _MENDABLE: Final = 2e-5
 """Share up to which one turn mends all but a few 1e-8; from 2e-4 on, 1e-5 was seen to stay."""
 
-_BLURRED: Final = 1e-6
+_BLURRED: Final = 5e-7
 """Share that may be lost to energies which G itself confuses. Of a cluster with a relative spread
 of 1e-5, cut inside and a thousandth of the largest energy, 2e-5 were."""
 
@@ -68,7 +68,7 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
     turn = 2 * coupling / (gaps + reach).clamp(min=torch.finfo(torch.float64).tiny)
     # near to the cut turns are large, and a window's own eigenvectors are taken
     turn[:_WINDOW, max(0, r - _WINDOW) :] = 0.0
-    if float(turn.norm()) > _SMALL_TURN:
+    if float(turn.norm()) > _SMALL_TURN or not _stands_out(energies, r):
         return None
     return _turned(G, vectors, turn, r)
 
@@ -81,6 +81,15 @@ def _blurred(energies: Tensor, r: int) -> float:
     gaps = above - below
     blur = torch.finfo(torch.float32).eps * float(energies.max())
     return float(gaps[gaps < blur].sum())
+
+
+def _stands_out(energies: Tensor, r: int) -> bool:
+    """Whether what is outside of the window is farther from the cut than a turn can be wrong."""
+    first, last = r - _WINDOW, r + _WINDOW
+    clear = 50 * torch.finfo(torch.float32).eps * float(energies.max())
+    above = first <= 0 or float(energies[first] - energies[r]) >= clear
+    below = last >= len(energies) or float(energies[r - 1] - energies[last - 1]) >= clear
+    return above and below
 
 
 def _turned(G: Tensor, vectors: Tensor, turn: Tensor, r: int) -> Tensor:
