@@ -14,8 +14,10 @@ _MENDABLE: Final = 2e-5
 """Share up to which one turn mends all but a few 1e-8; from 2e-4 on, 1e-5 was seen to stay."""
 
 _BLURRED: Final = 5e-7
-"""Share that may be lost to energies which G itself confuses. Of a cluster with a relative spread
-of 1e-5, cut inside and a thousandth of the largest energy, 2e-5 were."""
+"""Share that may be lost to energies which G itself confuses.
+
+2e-5 were in a cluster of a relative spread of 1e-5 that was cut inside.
+"""
 
 _SMALL_TURN: Final = 0.1
 """Norm up to which turns of pairs add up to one of all."""
@@ -74,7 +76,7 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
 
 
 def _blurred(energies: Tensor, r: int) -> float:
-    """What is lost at most by confusing energies at the cut that rounding of G has made equal."""
+    """Return what is lost at most if energies at the cut are equal but for the rounding of G."""
     count = min(r, len(energies) - r)
     above = energies[:r].sort().values[:count]
     below = energies[r:].sort(descending=True).values[:count]
@@ -102,4 +104,7 @@ def _turned(G: Tensor, vectors: Tensor, turn: Tensor, r: int) -> Tensor:
     near = torch.cat([leading[:, first:], window], dim=1)
     inside = matmul(near.T, matmul(G, near)).double()
     near = matmul(near, torch.linalg.eigh(inside).eigenvectors.flip(1).to(near))
-    return torch.cat([leading[:, :first], near, others[:, last - r :]], dim=1)
+    leading = torch.cat([leading[:, :first], near[:, : r - first]], dim=1)
+    # one Newton-Schulz step: turns leave lengths and angles off by their squares
+    leading = 1.5 * leading - 0.5 * matmul(leading, matmul(leading.T, leading))
+    return torch.cat([leading, near[:, r - first :], others[:, last - r :]], dim=1)

@@ -45,6 +45,7 @@ CASES = (
     Case("repeated singular values", with_spectrum([3.0] * 6 + [1.0] * 14, 30, 20), (3, 6, 9, 20)),
     Case("large, repeated", with_spectrum([2.0] * 6 + [1.0] * 506, 540, 512).float(), (4, 6, 8)),
     Case("identity", torch.eye(24), (1, 5, 24), EVERY_OPTION[:3]),
+    Case("a cluster cut inside", decaying(300, 280, 1e-6), (30, 140, 270)),
     Case("large identity", torch.eye(512), (3,)),
     Case("zeros", torch.zeros(9, 12), (1, 4, 9), EVERY_OPTION),
     Case("large zeros", torch.zeros(512, 512), (2,)),

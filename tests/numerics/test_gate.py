@@ -1,11 +1,13 @@
 """The precision gate: what a Gram matrix can't tell goes to a route that can."""
 
+import math
+
 import pytest
 import torch
 from strategies import decaying, lstm_like, normal, tail, with_spectrum
 from torch import Tensor
 
-from ckptshrink.linalg import eigen, krylov
+from ckptshrink.linalg import eigen, krylov, separate
 from ckptshrink.linalg.eigen import eigenpairs
 from ckptshrink.linalg.factors import Options
 from ckptshrink.linalg.products import gram, mirrored, weigh
@@ -53,9 +55,76 @@ def test_the_route_follows_from_the_spectrum(W: Tensor, r: int, dtype: torch.dty
     assert (None if found is None else found.vectors.dtype) == dtype
 
 
+def cluster(at: float, seed: int) -> Tensor:
+    """Return (400, 300) with 60 singular values near 1 and 240 near `at`, each spread by 1e-5."""
+    spread = 1 + 1e-5 * normal(300, 1, seed=seed, dtype=torch.float64)[:, 0]
+    S = torch.tensor([1.0] * 60 + [at] * 240, dtype=torch.float64) * spread
+    return with_spectrum(S.sort(descending=True).values, 400, 300, seed, torch.float32)
+
+
+FLOAT32_MIXES = {
+    "k^-0.6": decaying(600, 512, 0.6),
+    "k^-0.7": decaying(512, 600, 0.7),
+    "k^-0.8": decaying(400, 300, 0.8),
+    "near 1 and 0.05": cluster(0.05, 1),
+    "near 1 and 0.15": cluster(0.15, 2),
+    "near 1 and 0.5": cluster(0.5, 3),
+    "all near 1": cluster(1.0, 4),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32_MIXES)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.78, 0.97])
+def test_neighbours_on_both_sides_of_the_cut_are_kept_apart(name: str, share: float) -> None:
+    W = FLOAT32_MIXES[name]
+    r = round(share * min(W.shape))
+    f = svd(W, r, Options())
+    assert error(W, f.U, f.V) <= tail(W, r) * (1 + 1e-6)
+
+
+def test_mixed_vectors_are_told_and_mended() -> None:
+    W = decaying(600, 512, 0.7)
+    r = 400
+    G = mirrored(gram(weigh(W), torch.float32))
+    exact = torch.linalg.eigvalsh(G.double()).flip(0)
+    rest = float(exact[r:].sum())
+
+    def missed(vectors: Tensor) -> float:
+        leading = torch.linalg.qr(vectors[:, :r].double()).Q
+        captured = float((leading * (G.double() @ leading)).sum())
+        return (float(exact[:r].sum()) - captured) / rest
+
+    vectors = torch.linalg.eigh(G.double()).eigenvectors.flip(1).float()
+    angle = 0.05  # mix each of four pairs across the cut
+    for i, j in [(399, 400), (396, 405), (380, 430), (200, 500)]:
+        a, b = vectors[:, i].clone(), vectors[:, j].clone()
+        vectors[:, i] = math.cos(angle) * a + math.sin(angle) * b
+        vectors[:, j] = math.cos(angle) * b - math.sin(angle) * a
+    assert missed(vectors) > 1e-5
+    assert separate.separated(G, vectors, r, rest) is None  # a pair far apart was mixed: too much
+    vectors = torch.linalg.eigh(G).eigenvectors.flip(1)
+    mended = separate.separated(G, vectors, r, rest)
+    assert mended is not None
+    assert missed(mended) <= 2e-7
+
+
+def test_vectors_in_the_wrong_order_are_put_right() -> None:
+    G = mirrored(gram(weigh(lstm_like(400, 300)), torch.float32))
+    values, vectors = torch.linalg.eigh(G)
+    vectors = vectors.flip(1)
+    swapped = vectors.clone()
+    swapped[:, [99, 100]] = vectors[:, [100, 99]]
+    rest = float(values.flip(0)[100:].sum())
+    found = separate.separated(G, swapped, 100, rest)
+    assert found is not None
+    span = found[:, :100].T @ vectors[:, :100]
+    torch.testing.assert_close(torch.linalg.svdvals(span), torch.ones(100), rtol=0, atol=1e-5)
+
+
 def test_the_gate_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     W = decaying(400, 300, 1.5)
     monkeypatch.setattr(eigen, "_GATES", ((torch.float32, 0.0),))
+    monkeypatch.setattr(eigen, "separated", lambda G, vectors, r, rest: vectors)
     monkeypatch.setattr(eigen, "separated", lambda G, vectors, r, rest: vectors)
     f = svd(W, 200, Options())
     assert error(W, f.U, f.V) > tail(W, 200) * 1.001
