@@ -84,7 +84,7 @@ def eigenpairs(weight: Weight, r: int, *, every: bool = False) -> Eigenpairs | N
         if not whole and float(values[r:].sum()) < least * float(values[0]):
             continue
         if single:
-            mended = separated(mirrored(G), vectors, r, float(values[r:].sum()))
+            mended = separated(mirrored(G), values, vectors, r)
             if mended is None:
                 continue
             vectors = mended

@@ -214,13 +214,14 @@ def sq_residual(weight: Weight, U: Tensor, V: Tensor) -> float:
 
     It is computed in float32 while that can tell, which is down to 1e-3 of the norm, and in
     float64 below; and where the pair's product cancels: a Semi-NMF with ``norm(U) norm(V)`` of 340
-    times ``norm(W)`` came out 2e-4 off.
+    times ``norm(W)`` came out 2e-4 off. What is compared with 1e-5 bounds the share that rounding
+    can have in the square; at gate shapes, where it comes up to that, 2e-7 was seen.
     """
     found = _sq_residual(weight, U, V, weight.dtype)
     if weight.dtype != torch.float64:
         size = sq_norm(U.float()) * sq_norm(V.float()) * weight.scale**2
         rounding = torch.finfo(torch.float32).eps ** 2 * size
-        if found < 1e-6 * weight.scaled_sq_norm or rounding > 1e-6 * found:
+        if found < 1e-6 * weight.scaled_sq_norm or rounding > 1e-5 * found:
             found = _sq_residual(weight, U, V, torch.float64)
     return weight.unscaled(found)
 

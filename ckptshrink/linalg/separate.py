@@ -26,7 +26,7 @@ _WINDOW: Final = 64
 """Vectors on each side of the cut that are made anew: 32 left twice as much as 64."""
 
 
-def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
+def separated(G: Tensor, values: Tensor, vectors: Tensor, r: int) -> Tensor | None:
     """Return eigenvectors of which the first r capture as much as any r directions, to 1e-7.
 
     LAPACK's float32 vectors are mixed with others whose eigenvalues are near, and those at the cut
@@ -38,11 +38,11 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
     ----------
     G : (k, k)
         Symmetric, positive semidefinite.
+    values : (k,) float64
+        Eigenvalues, descending, good to float32.
     vectors : (k, k)
-        Eigenvectors by descending eigenvalue, good to float32.
+        Their eigenvectors.
     r : int
-    rest : float
-        Energy that the first r leave out.
 
     Returns
     -------
@@ -50,16 +50,18 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
         Near to orthonormal: to 1e-5 among the first r, and to 1e-2 with the others. None if too
         much is missed, or G can't tell.
     """
-    images = matmul(G, vectors)
-    energies = (vectors * images).sum(0, dtype=torch.float64)
-    order = energies.argsort(descending=True)
+    rest = float(values[r:].sum())
+    images, energies = _energies(G, values, vectors, r)
+    count = images.shape[1]
+    order = energies[:count].argsort(descending=True)
     if bool((order[:r] >= r).any()):  # eigenvalues this near come in any order
-        vectors, images, energies = vectors[:, order], images[:, order], energies[order]
+        vectors = torch.cat([vectors[:, order], vectors[:, count:]], dim=1)
+        images, energies = images[:, order], torch.cat([energies[order], energies[count:]])
     leading, others = vectors[:, :r], vectors[:, r:]
     gaps = energies[:r] - energies[r:, None]  # (k - r, r)
-    # Vectors are orthogonal to 1e-6 only, and G maps that into a coupling that isn't one.
-    overlap = matmul(others.T, leading).double() * (energies[:r] + energies[r:, None]) / 2
-    coupling = matmul(others.T, images[:, :r]).double() - overlap
+    # Vectors are orthogonal to 1e-6 only; without the subtraction G would map that into couplings.
+    residuals = images[:, :r] - leading * energies[:r].to(leading)
+    coupling = matmul(others.T, residuals).double()
     reach = torch.hypot(gaps, 2 * coupling)
     missed = float((reach - gaps).sum()) / 2
     if missed > _MENDABLE * rest or _blurred(energies, r) > _BLURRED * rest:
@@ -73,6 +75,19 @@ def separated(G: Tensor, vectors: Tensor, r: int, rest: float) -> Tensor | None:
     if float(turn.norm()) > _SMALL_TURN or not _stands_out(energies, r):
         return None
     return _turned(G, vectors, turn, r)
+
+
+def _energies(G: Tensor, values: Tensor, vectors: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Return ``G @ vectors`` and what each captures, of those that matter, else the eigenvalue.
+
+    Beyond a window that stands out, the eigenvalue is good enough, and a third of the time saved.
+    """
+    count = min(len(G), r + _WINDOW)
+    if not _stands_out(values, r):
+        count = len(G)
+    images = matmul(G, vectors[:, :count])
+    energies = (vectors[:, :count] * images).sum(0, dtype=torch.float64)
+    return images, torch.cat([energies, values[count:]])
 
 
 def _blurred(energies: Tensor, r: int) -> float:

@@ -101,9 +101,9 @@ def test_mixed_vectors_are_told_and_mended() -> None:
         vectors[:, i] = math.cos(angle) * a + math.sin(angle) * b
         vectors[:, j] = math.cos(angle) * b - math.sin(angle) * a
     assert missed(vectors) > 1e-5
-    assert separate.separated(G, vectors, r, rest) is None  # a pair far apart was mixed: too much
+    assert separate.separated(G, exact, vectors, r) is None  # a pair far apart was mixed: too much
     vectors = torch.linalg.eigh(G).eigenvectors.flip(1)
-    mended = separate.separated(G, vectors, r, rest)
+    mended = separate.separated(G, exact, vectors, r)
     assert mended is not None
     assert missed(mended) <= 2e-7
 
@@ -114,8 +114,7 @@ def test_vectors_in_the_wrong_order_are_put_right() -> None:
     vectors = vectors.flip(1)
     swapped = vectors.clone()
     swapped[:, [99, 100]] = vectors[:, [100, 99]]
-    rest = float(values.flip(0)[100:].sum())
-    found = separate.separated(G, swapped, 100, rest)
+    found = separate.separated(G, values.flip(0).double(), swapped, 100)
     assert found is not None
     span = found[:, :100].T @ vectors[:, :100]
     torch.testing.assert_close(torch.linalg.svdvals(span), torch.ones(100), rtol=0, atol=1e-5)
@@ -124,8 +123,8 @@ def test_vectors_in_the_wrong_order_are_put_right() -> None:
 def test_the_gate_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     W = decaying(400, 300, 1.5)
     monkeypatch.setattr(eigen, "_GATES", ((torch.float32, 0.0),))
-    monkeypatch.setattr(eigen, "separated", lambda G, vectors, r, rest: vectors)
-    monkeypatch.setattr(eigen, "separated", lambda G, vectors, r, rest: vectors)
+    monkeypatch.setattr(eigen, "separated", lambda G, values, vectors, r: vectors)
+    monkeypatch.setattr(eigen, "separated", lambda G, values, vectors, r: vectors)
     f = svd(W, 200, Options())
     assert error(W, f.U, f.V) > tail(W, 200) * 1.001
 
