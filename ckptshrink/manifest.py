@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError
 
 from ckptshrink.digest import value_sha256
 from ckptshrink.errors import ManifestMismatchError
+from ckptshrink.io.staging import MANIFEST
 from ckptshrink.plan import Action, Frozen, Grouping, Settings, issues_of
 
 MANIFEST_SCHEMA_VERSION: Final = 1
-MANIFEST_NAME: Final = "manifest.json"
 _MAX_BYTES: Final = 1 << 30
 
 
@@ -163,14 +163,14 @@ def read_manifest(artefact: Path) -> Manifest:
     ManifestMismatchError
         There is none, it is no manifest this version knows, or a byte of it was changed.
     """
-    path = artefact / MANIFEST_NAME
+    path = artefact / MANIFEST
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ManifestMismatchError("is too large to be a manifest", path=path)
         data = path.read_bytes()
     except OSError as error:
         raise ManifestMismatchError(
-            f"has no readable {MANIFEST_NAME} ({error.strerror})",
+            f"has no readable {MANIFEST} ({error.strerror})",
             path=artefact,
             hint="is it an artefact made by: ckptshrink compress?",
         ) from error

@@ -13,9 +13,8 @@ from ckptshrink.export.factored import Outcome
 from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
 from ckptshrink.io.staged_file import StagedRecord
-from ckptshrink.io.staging import Staging
+from ckptshrink.io.staging import MANIFEST, Staging
 from ckptshrink.manifest import (
-    MANIFEST_NAME,
     FileRecord,
     LayoutRecord,
     Manifest,
@@ -76,7 +75,7 @@ class Facts:
         card = staging.create("README.md")
         card.write(model_card(self.manifest(files)).encode())
         manifest = self.manifest((*files, *staging.finish()))
-        staging.create(MANIFEST_NAME).write(manifest.to_bytes())
+        staging.create(MANIFEST).write(manifest.to_bytes())
         return manifest
 
     def manifest(self, files: Sequence[StagedRecord]) -> Manifest:

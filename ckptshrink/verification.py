@@ -9,7 +9,8 @@ from ckptshrink.digest import file_sha256
 from ckptshrink.errors import CkptshrinkError, ManifestMismatchError
 from ckptshrink.events import Listener, Progress, silent
 from ckptshrink.io.safetensors_file import open_safetensors
-from ckptshrink.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
+from ckptshrink.io.staging import MANIFEST
+from ckptshrink.manifest import Manifest, TensorRecord, read_manifest
 from ckptshrink.tensors import TensorRef
 
 
@@ -80,7 +81,7 @@ def verify(
 def _files(artefact: Path, manifest: Manifest, listen: Listener) -> list[str]:
     """Return what is wrong with the files: missing, unlisted, of another size or hash."""
     found = []
-    listed = {record.path for record in manifest.files} | {MANIFEST_NAME}
+    listed = {record.path for record in manifest.files} | {MANIFEST}
     for path in sorted(artefact.rglob("*")):
         name = path.relative_to(artefact).as_posix()
         if path.is_symlink() or (not path.is_dir() and name not in listed):

@@ -25,7 +25,6 @@ class Choice:
     method: str
     grouping: str
     store: str
-    asked_by: str
 
     @property
     def factor_dtype(self) -> str:

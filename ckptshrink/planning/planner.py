@@ -92,7 +92,6 @@ def _choice(matrix: GateMatrix, checkpoint: Checkpoint, target: Target, request:
         method=target.method or request.method,
         grouping=target.grouping or request.grouping,
         store=target.dtype or request.dtype,
-        asked_by=target.selector,
     )
 
 

@@ -43,7 +43,7 @@ def replan(plan: Plan, checkpoint: Checkpoint, recognition: Recognition) -> Plan
         else:
             ref = checkpoint.tensors[named[item.name].source]
             choice = Choice(
-                named[item.name], ref.dtype, None, item.method, item.grouping, item.dtype, "plan"
+                named[item.name], ref.dtype, None, item.method, item.grouping, item.dtype
             )
             if item.rank > choice.full_rank:
                 issues.append(f"{item.name}: rank {item.rank} is above {choice.full_rank}")
