@@ -12,6 +12,7 @@ unless it says otherwise. Peers:
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
@@ -137,34 +138,38 @@ def worst_excess(source: Path, out: Path, r: int) -> float:
 def matrices(rounds: int, method: str) -> None:
     """Print the times of single matrices: SVD against LAPACK, Semi-NMF against matrix_fact."""
     rng = np.random.default_rng(0)
-    for m, n in ((16384, 512), (4600, 1150)):
+    sides = ("V",) if method == "svd" else ("V", "U")
+    for (m, n), side in itertools.product(((16384, 512), (4600, 1150)), sides):
         W = torch.from_numpy(decaying(rng, m, n))
         factorize = svd if method == "svd" else semi_nmf
+        options = Options(nonnegative=side)
         contestants: dict[str, Callable[[], object]] = {
-            "ckptshrink": partial(factorize, W, 400, Options())
+            "ckptshrink": partial(factorize, W, 400, options)
         }
         if method == "svd":
             contestants["torch.linalg.svd"] = partial(by_lapack, W, 400)
             contestants["greenformer's SVD"] = partial(by_greenformer, W, 400)
         else:
-            contestants["matrix_fact, 10 iterations"] = partial(by_matrix_fact, W, 400)
-        slow = frozenset({"greenformer's SVD", "matrix_fact, 10 iterations"})
-        report(f"{method}, {m}×{n}, r=400", interleaved(contestants, rounds, slow))
-        factors = factorize(W, 400, Options())
+            data = W if side == "V" else W.T
+            contestants["matrix_fact, 10 iterations"] = partial(by_matrix_fact, data, 400)
+        slow = frozenset({"greenformer's SVD"})
+        of = "" if method == "svd" else f", {side} ≥ 0"
+        report(f"{method}, {m}×{n}, r=400{of}", interleaved(contestants, rounds, slow))
+        factors = factorize(W, 400, options)
         error = torch.linalg.norm(W.double() - factors.U.double() @ factors.V.double())
         optimum = torch.linalg.svdvals(W.double())[400:].square().sum().sqrt()
         print(f"\nerror over the SVD optimum: {float(error / optimum) - 1:.1e}")
 
 
 def by_matrix_fact(W: torch.Tensor, r: int) -> object:
-    """Run matrix_fact's Semi-NMF as greenformer's ``linear_snmf`` does: ten iterations."""
+    """Run matrix_fact's Semi-NMF for ten iterations, as greenformer does; H >= 0."""
     try:
         from matrix_fact import TorchSNMF
     except ImportError:
         raise SystemExit(
             "pip install matrix_fact cvxopt scikit-learn, or --only svd,files"
         ) from None
-    model = TorchSNMF(W.T, r)
+    model = TorchSNMF(W, r)
     model.factorize(10)
     return model
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from ckptshrink.linalg.factors import Factors
-from ckptshrink.linalg.nonnegative import positive_vector
-from ckptshrink.linalg.products import Weight, matmul, sq_norm, times
+from ckptshrink.linalg.nonnegative import least_direction, positive_vector
+from ckptshrink.linalg.products import Weight, sq_norm, times
 from ckptshrink.linalg.rowspace import RowSpace, row_space
-from ckptshrink.linalg.svd import finished
+from ckptshrink.linalg.svd import MANY, PYTHAGORAS, finished
 
 _FLOORS: Final = (0.02, 0.2, 1.0)
 """Least entry of x as a share of the mean one, tried in turn while rounding costs anything.
@@ -27,6 +27,15 @@ _AS_PREDICTED: Final = 1e-4
 
 A prediction from float32 eigenvalues was seen to be off by 2e-5.
 """
+
+_SAMPLE: Final = slice(None, None, 32)
+"""Rows or columns on which rounding is measured."""
+
+_ROUNDING: Final = 1e-4
+"""Share of the squared error that rounding may have for a sample to tell it well enough."""
+
+_BLOCK: Final = 1 << 20
+"""Entries of a block whose squares are summed at a time."""
 
 _INSIDE: Final = 1e-5
 """Distance of a unit vector from a subspace below which it counts as lying in it."""
@@ -62,18 +71,65 @@ def _attempt(
     """Return the stored pair for one floor, and whether rounding cost it nothing."""
     x = _vector(space, r, floor)
     coords, squares, rows = _coordinates(x, weight, space, r)
-    # In these coordinates W'W is diagonal within span(rows), so that the best company for x are
-    # the leading eigenvectors of what is orthogonal to it there.
-    complement = torch.linalg.qr(coords[:, None], mode="complete").Q[:, 1:]
-    energies, vectors = torch.linalg.eigh(complement.T @ (squares[:, None] * complement))
-    company = (complement @ vectors.flip(1)[:, : r - 1]).to(rows)
-    basis = torch.cat([x[None], matmul(company.T, rows)])  # (at most r, n), orthonormal
-    kept = (squares * coords.square()).sum() + energies.flip(0)[: r - 1].sum()
+    kept = squares.sum()
+    basis = _reflected(rows, coords)  # x, and what is orthogonal to it
+    if len(basis) > r:
+        left_out = least_direction(coords, squares)
+        kept -= (squares * left_out.square()).sum()
+        others = _reflected(basis[1:], _reflected(left_out[:, None], coords)[1:, 0])
+        basis = torch.cat([basis[:1], others[1:]])
+    basis[0] = x  # without the rounding: no entry is below its floor
     predicted = weight.unscaled(float(space.squares.sum() - kept))
-    U, V = _lifted(times(weight, basis.T), basis, r)
+    images = times(weight, basis.T)
+    sample = (_SAMPLE, slice(None)) if weight.tall else (slice(None), _SAMPLE)
+    projected = _sampled(images, basis, sample)
+    rest = weight.scaled_sq_norm - _captured(images, basis)
+    U, V = (factor.to(dtype) for factor in _lifted(images, basis, r))
+    # What is stored differs from the projection by rounding alone, of which a sample tells the
+    # share; factors that cancel would otherwise have to be multiplied in float64.
+    rounding = float((_sampled(U, V, sample) - projected).square().sum()) * _SAMPLE.step
+    told = (
+        weight.W.numel() >= MANY
+        and rest >= PYTHAGORAS * weight.scaled_sq_norm
+        and rounding <= _ROUNDING * rest
+    )
     spectrum = space.squares.sqrt() / weight.scale
-    factors = finished(weight, U.to(dtype), V.to(dtype), spectrum)
+    sq_error = weight.unscaled(rest + rounding) if told else None
+    factors = finished(weight, U, V, spectrum, sq_error)
     return factors, factors.sq_error <= predicted * (1 + _AS_PREDICTED)
+
+
+def _sampled(left: Tensor, right: Tensor, sample: tuple[slice, slice]) -> Tensor:
+    """Return some rows or columns of a product, in float64."""
+    rows, columns = sample
+    return left[rows].double() @ right[:, columns].double()
+
+
+def _captured(images: Tensor, basis: Tensor) -> float:
+    """Energy ``norm(W) ** 2 - norm(W - images basis) ** 2`` for ``images = W basis'``.
+
+    Rows of the basis are orthogonal, and of unit length up to rounding, which is accounted for.
+    """
+    factor = (2 - torch.linalg.vector_norm(basis, dim=1).double().square()).sqrt().to(images)
+    step = max(1, _BLOCK // images.shape[1])
+    return sum(sq_norm(images[i : i + step] * factor) for i in range(0, len(images), step))
+
+
+def _reflected(rows: Tensor, coords: Tensor) -> Tensor:
+    """Return rows that span the same, of which the first is ``coords @ rows``.
+
+    Parameters
+    ----------
+    rows : (q, n)
+    coords : (q,) float64, of unit norm
+    """
+    v = coords.clone()
+    sign = 1.0 if float(v[0]) >= 0 else -1.0
+    v[0] += sign  # the Householder vector that cancels nothing
+    v = v.to(rows)
+    reflected = torch.addmm(rows, v[:, None], (v @ rows)[None], alpha=-2 / float(v @ v))
+    reflected[0] *= -sign
+    return reflected
 
 
 def _vector(space: RowSpace, r: int, floor: float) -> Tensor:

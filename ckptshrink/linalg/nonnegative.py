@@ -28,6 +28,9 @@ _STEPS: Final = 30
 _GAIN: Final = 1e-6
 """Gain of a step, as a share of the squared error, below which no further one is made."""
 
+_TELLABLE: Final = 1e-12
+"""Share by which a root must be off the poles beside it for float64 to tell it from them."""
+
 _HALVINGS: Final = 10
 """Tries of a step before the search ends."""
 
@@ -131,9 +134,50 @@ def loss_of(x: Tensor, space: RowSpace, r: int) -> Loss:
     return Loss(mu - rho, -gradient)
 
 
+def least_direction(coords: Tensor, squares: Tensor) -> Tensor:
+    """Return the direction orthogonal to a vector that captures least energy.
+
+    Parameters
+    ----------
+    coords : (q,) float64, of unit norm
+        Of the vector, in orthonormal directions among which W'W is diagonal.
+    squares : (q,) float64
+        What each of those captures; q >= 2.
+
+    Returns
+    -------
+    (q,) float64
+        Of unit norm.
+    """
+    touched = coords.square() > _TELLABLE
+    candidates = []
+    if int(touched.sum()) > 1:
+        candidates.append(_least_touched(coords.where(touched, 0.0), squares))
+    if not bool(touched.all()):  # a direction that the vector has nothing of, as it is
+        d = torch.zeros_like(coords)
+        d[squares.where(~touched, math.inf).argmin()] = 1.0
+        candidates.append(d)
+    d = min(candidates, key=lambda d: float(squares @ d.square()))
+    return normalize(d - coords * (coords @ d), dim=0)
+
+
+def _least_touched(coords: Tensor, squares: Tensor) -> Tensor:
+    first, second = squares.where(coords != 0, math.inf).argsort()[:2].tolist()
+    low, high = float(squares[first]), float(squares[second])
+    d = torch.zeros_like(coords)
+    if (high - low) * float(coords[first].square()) <= _TELLABLE * high:
+        d[first], d[second] = coords[second], -coords[first]  # the two capture the same
+        return normalize(d, dim=0)
+    others = coords != 0
+    others[first] = False
+    mu = _root(coords[others].square(), squares[others], float(coords[first].square()), low)
+    d = (coords * high / (squares - mu)).where(coords != 0, 0.0)  # others may equal mu
+    return normalize(d, dim=0)
+
+
 def _root(sq_inner: Tensor, squares: Tensor, sq_out: float, rho: float) -> float:
     """Return mu, see the module; by bisection, since the function has a pole at each end."""
-    low, high = rho, float(squares[-1])
+    low, high = rho, float(squares.min())
     for _ in range(60):
         mu = (low + high) / 2
         if float((sq_inner / (squares - mu)).sum()) > sq_out / (mu - rho):

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -227,14 +227,15 @@ def sq_residual(weight: Weight, U: Tensor, V: Tensor) -> float:
 
 
 def _sq_residual(weight: Weight, U: Tensor, V: Tensor, dtype: torch.dtype) -> float:
+    if weight.W.stride(0) < weight.W.stride(1):  # blocks as they lie in memory
+        weight = replace(weight, W=weight.W.T)
+        U, V = V.T, U.T
     root = math.sqrt(weight.scale)
     kept = (V if weight.tall else U).to(dtype) * root
     total = 0.0
     for part in weight.slices():
-        if weight.tall:
-            approximation = matmul(U[part].to(dtype) * root, kept)
-        else:
-            approximation = matmul(kept, V[:, part].to(dtype) * root)
+        moving = (U[part] if weight.tall else V[:, part]).to(dtype) * root
+        approximation = matmul(moving, kept) if weight.tall else matmul(kept, moving)
         total += sq_norm(weight.block(part, dtype) - approximation)
     return total
 

@@ -1,5 +1,6 @@
 """Semi-non-negative matrix factorization: a pair of which one factor has no negative entry."""
 
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -85,9 +86,10 @@ class SemiNMF:
         PlanError
             No such solver, or a negative number of iterations.
         """
+        weight = weigh(W)
         if options.nonnegative == "V":
-            return self._right(weigh(W), r, options)
-        found = self._right(weigh(W.T), r, options)
+            return self._right(weight, r, options)
+        found = self._right(replace(weight, W=weight.W.T), r, options)
         return Factors(
             found.V.T.contiguous(),
             found.U.T.contiguous(),

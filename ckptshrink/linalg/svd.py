@@ -13,10 +13,10 @@ from ckptshrink.linalg.laws import Law
 from ckptshrink.linalg.products import Weight, gram, project, sq_norm, sq_residual, weigh
 from ckptshrink.linalg.ranks import check_rank
 
-_PYTHAGORAS: Final = 1e-2
+PYTHAGORAS: Final = 1e-2
 """Share of ‖W‖² down to which the error is told from the captured energy, good to 1e-8 of ‖W‖²."""
 
-_MANY: Final = 1 << 16
+MANY: Final = 1 << 16
 """Entries from which it is: rounding averages out over them. With fewer, a residual is cheap."""
 
 
@@ -126,9 +126,9 @@ class TruncatedSVD:
         short = (vectors * roots).to(weight.dtype).to(dtype)  # (k, r)
         U, V = (long, short.T.contiguous()) if weight.tall else (short.contiguous(), long)
         spectrum = found.values.sqrt() / weight.scale
-        if dtype == weight.dtype and weight.W.numel() >= _MANY:
+        if dtype == weight.dtype and weight.W.numel() >= MANY:
             sq_error = weight.scaled_sq_norm - _captured(weight, long, short, roots)
-            if sq_error >= _PYTHAGORAS * weight.scaled_sq_norm:
+            if sq_error >= PYTHAGORAS * weight.scaled_sq_norm:
                 return finished(weight, U, V, spectrum, weight.unscaled(sq_error))
         return finished(weight, U, V, spectrum)
 

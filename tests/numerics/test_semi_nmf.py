@@ -13,7 +13,7 @@ from torch import Tensor
 from ckptshrink.errors import PlanError
 from ckptshrink.linalg.ding import ding
 from ckptshrink.linalg.factors import Options
-from ckptshrink.linalg.nonnegative import loss_of, positive_vector
+from ckptshrink.linalg.nonnegative import least_direction, loss_of, positive_vector
 from ckptshrink.linalg.products import weigh
 from ckptshrink.linalg.rowspace import row_space
 from ckptshrink.linalg.semi_nmf import semi_nmf
@@ -92,6 +92,28 @@ def test_the_loss_is_that_of_the_best_subspace_that_holds_the_vector() -> None:
     others = torch.linalg.eigvalsh(complement.T @ G @ complement).flip(0)[: r - 1]
     kept = float(inside @ G @ inside) + float(others.sum())
     assert math.isclose(loss, float(space.squares[:r].sum()) - kept, rel_tol=1e-9)
+
+
+@given(
+    squares=st.lists(
+        st.sampled_from([0.0, 1e-9, 0.5, 1.0, 1.0 + 1e-13, 3.0]), min_size=2, max_size=9
+    ),
+    data=st.data(),
+)
+def test_the_direction_left_out_is_orthogonal_and_captures_least(
+    squares: list[float], data: st.DataObject
+) -> None:
+    entries = st.sampled_from([0.0, 1e-12, -1e-3, 0.4, -1.0])
+    drawn = data.draw(st.lists(entries, min_size=len(squares), max_size=len(squares)).filter(any))
+    D = torch.tensor(squares, dtype=torch.float64)
+    coords = torch.tensor(drawn, dtype=torch.float64)
+    coords /= coords.norm()
+    d = least_direction(coords, D)
+    assert float(d.norm()) == pytest.approx(1)
+    assert abs(float(d @ coords)) < 1e-12
+    complement = torch.linalg.qr(coords[:, None], mode="complete").Q[:, 1:]
+    best = torch.linalg.eigvalsh(complement.T @ (D[:, None] * complement))[0]
+    assert float(d @ (D * d)) == pytest.approx(float(best), abs=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(80, 30), (30, 80)])
