@@ -260,6 +260,9 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     fits = left.dtype == torch.float32 and left.device.type == "cpu" and a * b * k >= _SMALL
     if not fits or not _onednn():
         return torch.mm(left, right)
+    large = left if a > b else right
+    if a != b and not large.is_contiguous() and large.T.is_contiguous():
+        return matmul(right.T, left.T).T  # taken as it lies in memory, and not copied
     if a >= b:
         # the rows of `left` as pixels, channels last
         image = left.contiguous().view(1, a, 1, k).permute(0, 3, 1, 2)
