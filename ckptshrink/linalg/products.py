@@ -279,9 +279,17 @@ def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
 
 @functools.cache
 def _onednn() -> bool:
+    """Whether the operation is there and right: torch doesn't document it, so it is tried once."""
     capability: str = torch.backends.cpu.get_cpu_capability()
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and capability.startswith("AVX")
+    if not available or not capability.startswith("AVX"):
+        return False
+    kernel = torch.arange(6.0).view(2, 3)
+    try:
+        made = _convolve(torch.arange(12.0).view(1, 3, 4, 1), kernel).reshape(2, 4)
+        return bool(torch.allclose(made, kernel @ torch.arange(12.0).view(3, 4)))
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+        return False
 
 
 def _total(weight: Weight) -> float:
