@@ -10,7 +10,7 @@ from typing import Any
 from ckptshrink.card import model_card
 from ckptshrink.errors import printable
 from ckptshrink.export.factored import Outcome
-from ckptshrink.gates import GateMatrix
+from ckptshrink.gates import GateLayout, GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
 from ckptshrink.io.staged_file import StagedRecord
 from ckptshrink.io.staging import MANIFEST, Staging
@@ -137,7 +137,7 @@ def _part(matrix: GateMatrix | None) -> PartRecord | None:
 
 
 def _layout(matrix: GateMatrix | None) -> LayoutRecord | None:
-    if matrix is None or not matrix.cell:
+    if matrix is None or (not matrix.cell and matrix.layout == GateLayout()):
         return None
     layout = matrix.layout
     return LayoutRecord(

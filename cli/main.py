@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, str]] = {
     "compress": "Write a smaller checkpoint.",
     "verify": "Prove that an artefact is what its manifest says.",
     "restore": "Write the dense checkpoint again, from an artefact alone.",
+    "bench": "Measure how much faster a model runs as it is stored than dense.",
     "completion": "Print the script that completes commands in a shell.",
 }
 """Each command and its help in one line, so that the list of them imports none of them."""

@@ -80,9 +80,12 @@ class Rebuilt:
 
     def matrix(self, row: TensorRecord) -> Tensor:
         """Return the dense values of one row's matrix, in its source's dtype."""
-        if row.action != "factorize":
-            return self.stored(row.stored_as[0])
         matrix = matrix_of(row)
+        if row.action != "factorize":
+            stored = self.stored(row.stored_as[0])
+            # a tensor of which no part is compressed is stored whole, under its own name
+            whole = row.stored_as == (row.tensor,) and matrix.part is not None
+            return stored[matrix.part.slices] if whole and matrix.part is not None else stored
         dense = torch.empty(matrix.shape, dtype=TORCH_DTYPES[row.dtype])
         for stem, part, shape in blocks_of(matrix, row.grouping or "stacked"):
             names = {n.rpartition(".")[2]: n for n in row.stored_as if n.rpartition(".")[0] == stem}

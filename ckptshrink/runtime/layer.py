@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ckptshrink.errors import LayoutError
-from ckptshrink.runtime.weights import LowRank, Weight, apply, shape_of, tensors_of
+from ckptshrink.runtime.weights import LowRank, PerGate, Weight, apply, shape_of, tensors_of
 
 GATES = "ifgo"
 """Order of the gates everywhere in the runtime: torch's."""
@@ -60,6 +60,19 @@ class LSTMWeights:
         if self.wi is None or self.wh is None:
             raise LayoutError("has no input or no recurrent weight of its own")
         return self.wi, self.wh
+
+    def pairs(self) -> tuple[LowRank | PerGate, LowRank | PerGate]:
+        """Return Wi and Wh where both are pairs.
+
+        Raises
+        ------
+        LayoutError
+            One is dense, or there is none.
+        """
+        wi, wh = self.separate()
+        if isinstance(wi, Tensor) or isinstance(wh, Tensor):
+            raise LayoutError("has a dense weight where two pairs are wanted")
+        return wi, wh
 
     @property
     def total_bias(self) -> Tensor | None:

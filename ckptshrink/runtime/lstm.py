@@ -275,6 +275,14 @@ class FactoredLSTM(nn.Module):
                 names.append(self._runners[layer][direction].route_for(weights, batch, steps))
         return names
 
+    def train(self, mode: bool = True) -> "FactoredLSTM":
+        """Set the mode, and let go of what inference prepared from the weights."""
+        for runners in self._runners:
+            for runner in runners:
+                runner.forget()
+        super().train(mode)
+        return self
+
     def flatten_parameters(self) -> None:
         """Do nothing: here for code that calls it on an `nn.LSTM`."""
 

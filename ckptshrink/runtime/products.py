@@ -7,6 +7,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
+from ckptshrink.runtime.watch import Watch
+
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``f(x, out)``, which writes to `out` or adds to it, and returns it."""
 
@@ -15,6 +17,10 @@ _PACKED_ROWS: Final = 4
 
 _PACKED_SIDE: Final = 64
 """Shorter side of the matrix from which it is: at 10 its overhead of 15 µs was all there was."""
+
+
+_REMEMBERED_BYTES: Final = 64 << 20
+"""Largest weight of a model's own that is kept in a second order."""
 
 
 class Constant:
@@ -86,6 +92,35 @@ class Constant:
             # rows unknown: one copy serves every batch size
             self._ordered = _ops()._reorder_linear_weight(self.W.contiguous(), None)
         return self._ordered
+
+
+class Remembered:
+    """A product with a weight that may change, ordered for oneDNN while it doesn't.
+
+    The ordered copy takes as much memory again, so that large weights go without.
+    """
+
+    def __init__(self) -> None:
+        self._watch = Watch()
+        self._constant: Constant | None = None
+
+    def __call__(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ W.T + bias`` for x (rows, k); differentiable."""
+        watched = (W,) if bias is None else (W, bias)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *watched))
+        if (
+            wanted
+            or W.numel() * W.element_size() > _REMEMBERED_BYTES
+            or torch.compiler.is_compiling()
+        ):
+            return torch.nn.functional.linear(x, W, bias)
+        if self._watch.changed(watched) or self._constant is None:
+            self._constant = Constant(W, bias)
+        return self._constant(x)
+
+    def __reduce__(self) -> tuple[type["Remembered"], tuple[()]]:
+        """Copy and pickle as a new one."""
+        return Remembered, ()
 
 
 def _ops() -> Any:

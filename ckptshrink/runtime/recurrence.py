@@ -21,12 +21,17 @@ from torch import Tensor
 from ckptshrink.runtime import steps
 from ckptshrink.runtime.layer import LSTMWeights, lstm_loop
 from ckptshrink.runtime.products import Constant
+from ckptshrink.runtime.watch import Watch
 from ckptshrink.runtime.weights import LowRank, PerGate, Weight, dense, shape_of
 
 ROUTES: Final = ("auto", "loop", "compiled", "dense")
 
 _CLEAR: Final = 0.6
 """Share of the dense multiply-adds up to which factors have always been faster here."""
+
+_CLEAR_ENTRIES: Final = 1 << 20
+"""... and entries of the dense weights from which that is so: a step of a smaller layer takes no
+longer than the calls that a step by factors takes."""
 
 _COMPILED_ROWS: Final = 8
 _COMPILED_WORK: Final = 128
@@ -52,8 +57,8 @@ Runner = Callable[[Tensor, Tensor, Tensor, Sequence[int], bool], tuple[Tensor, T
 class Recurrence:
     """The runner of one direction of one layer.
 
-    It keeps what it prepared until a weight changes. It is not part of a module's state: a copy or
-    an unpickled one starts afresh.
+    It keeps what it prepared until a weight changes; a change through ``.data`` is not seen, and
+    `forget` is for that. It is no part of a module's state: a copy starts afresh.
 
     Parameters
     ----------
@@ -64,16 +69,12 @@ class Recurrence:
     def __init__(self, route: str = "auto") -> None:
         self.route = route
         self.taken: set[str] = set()
-        self._key: tuple[object, ...] = ()
+        self._watch = Watch()
         self._runners: dict[str, Runner] = {}
         self._choices: dict[tuple[object, ...], str] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recurrence":
-        """Return a runner that has prepared nothing."""
-        return Recurrence(self.route)
-
     def __reduce__(self) -> tuple[type["Recurrence"], tuple[str]]:
-        """Pickle the route alone."""
+        """Copy and pickle the route alone: matrices in oneDNN's own order can be neither."""
         return Recurrence, (self.route,)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -132,7 +133,9 @@ class Recurrence:
         if isinstance(weights.wh, Tensor) and "dense" in able and len(sizes) > 1:
             return "dense"
         factored = "compiled" if "compiled" in able else "loop"
-        if "dense" not in able or (x.device.type == "cpu" and _share(weights) <= _CLEAR):
+        own, whole = _work(weights)
+        clear = own <= _CLEAR * whole and whole * sizes[0] >= _CLEAR_ENTRIES
+        if "dense" not in able or (x.device.type == "cpu" and clear):
             return factored
         length = min(len(sizes), _TRIAL_STEPS)
         key = (sizes[0], length, torch.get_num_threads(), factored)
@@ -159,12 +162,14 @@ class Recurrence:
 
     # -- preparing ---------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Let go of what was prepared."""
+        self._watch.forget()
+        self._runners.clear()
+        self._choices.clear()
+
     def _forget_changed(self, weights: LSTMWeights) -> None:
-        key = tuple(
-            (t.data_ptr(), 0 if t.is_inference() else t._version) for t in weights.tensors()
-        )
-        if key != self._key:
-            self._key = key
+        if self._watch.changed(weights.tensors()):
             self._runners.clear()
             self._choices.clear()
 
@@ -208,17 +213,15 @@ def _dense(weights: LSTMWeights) -> Runner:
     bias = weights.total_bias
     if bias is not None:
         flat += [bias.detach(), torch.zeros_like(bias)]
-    if weights.proj is not None:
-        flat.append(dense(weights.proj).detach())
-    clipped = weights.cell_clip is not None or weights.proj_clip is not None
+    plain = weights.cell_clip is None and weights.proj is None
     kernel: Any = torch._VF.lstm  # what nn.LSTM itself calls
 
     def run(
         x: Tensor, h: Tensor, c: Tensor, sizes: Sequence[int], reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # torch's kernel orders its weights anew at each call, and knows neither clips nor one
-        # direction that is the backward one
-        if clipped or len(sizes) == 1 or (reverse and sizes[0] != sizes[-1]):
+        # torch's kernel orders its weights anew at each call; it knows neither clips nor one
+        # direction that is the backward one, and with a projection it is a loop itself
+        if not plain or len(sizes) == 1 or (reverse and sizes[0] != sizes[-1]):
             return steps.run(through, x, h, c, sizes, reverse=reverse)
         if narrow is not None:
             x = narrow(x)
@@ -264,15 +267,15 @@ def _narrows(wi: LowRank) -> bool:
     return wi.rank <= _NARROW * wi.shape[1]
 
 
-def _share(weights: LSTMWeights) -> float:
-    """Return multiply-adds of a step, as a share of those of dense weights."""
+def _work(weights: LSTMWeights) -> tuple[int, int]:
+    """Return multiply-adds of a row in a step, and those of dense weights."""
     own = whole = 0
     for weight in (weights.wi, weights.wh, weights.joint):
         if weight is not None:
             m, n = shape_of(weight)
             whole += m * n
             own += m * n if isinstance(weight, Tensor) else weight.rank * (m + n)
-    return own / max(1, whole)
+    return own, whole
 
 
 @functools.cache

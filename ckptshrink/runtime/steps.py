@@ -16,7 +16,7 @@ from torch import Tensor
 from ckptshrink.errors import LayoutError
 from ckptshrink.runtime.layer import LSTMWeights
 from ckptshrink.runtime.products import Constant, Product
-from ckptshrink.runtime.weights import LowRank, Weight
+from ckptshrink.runtime.weights import Weight, pair_of
 
 _CHUNK_BYTES: Final = 6 << 20
 """Pre-activations made at a time. More than 32 MiB goes back to the system each time, and writing
@@ -83,7 +83,7 @@ class Prepared:
             down = Constant.own(sign * V[:, n:])
             up = Constant.own(_scaled(joint.U), bias)
         elif fused:
-            first, (U, V) = (_pair(weight) for weight in weights.separate())
+            first, (U, V) = (pair_of(weight) for weight in weights.pairs())
             inputs, width = (Constant(first[1]),), len(first[1])
             down = Constant.own(sign * V)
             up = Constant.own(_scaled(torch.cat([first[0], U], dim=1)), bias)
@@ -93,12 +93,12 @@ class Prepared:
                 # the weight stays the caller's own, and its rows of g are doubled in what it makes
                 inputs, double_g = (Constant(wi, plain),), True
             else:
-                U, V = _pair(wi)
+                U, V = pair_of(wi)
                 inputs = (Constant(V), Constant.own(_scaled(U), bias))
             if isinstance(wh, Tensor):
                 down, up = None, Constant.own(sign * _scaled(wh))
             else:
-                U, V = _pair(wh)
+                U, V = pair_of(wh)
                 down, up = Constant.own(sign * V), Constant.own(_scaled(U))
         return cls(
             weights.hidden, weights.state, inputs, double_g, down, up, fused or joint is not None,
@@ -115,24 +115,12 @@ def _scaled(rows: Tensor) -> Tensor:
     return scaled
 
 
-def _pair(weight: Weight) -> tuple[Tensor, Tensor]:
-    """Return U (m, r) and V (r, n) of a pair; of pairs a gate, U block by block."""
-    if isinstance(weight, LowRank):
-        return weight.U.detach(), weight.V.detach()
-    if isinstance(weight, Tensor):
-        raise LayoutError("is dense, and is no pair")
-    pairs = list(weight.pairs())
-    blocks = (pair.U.detach() for pair in pairs)
-    U: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return U, torch.cat([pair.V.detach() for pair in pairs])
-
-
 def _projections(proj: Weight | None) -> tuple[Constant, ...]:
     if proj is None:
         return ()
     if isinstance(proj, Tensor):
         return (Constant.own(-proj.detach()),)
-    U, V = _pair(proj)
+    U, V = pair_of(proj)
     return (Constant.own(-V), Constant(U))
 
 

@@ -18,6 +18,8 @@ from ckptshrink.runtime.lstm import FactoredLSTM
 from ckptshrink.runtime.recurrence import ROUTES
 from ckptshrink.runtime.weights import LowRank, PerGate
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+
 KINDS = ("dense", "wi", "wh", "both", "joint", "mixed")
 
 

@@ -9,9 +9,10 @@ import pytest
 from ckptshrink.digest import CHUNK, canonical_json, file_sha256, value_sha256
 from ckptshrink.errors import CkptshrinkError, PlanError, printable
 from ckptshrink.gates import GateLayout, GateMatrix, Part
+from ckptshrink.payload import TORCH_DTYPES
 from ckptshrink.registry import Registry
 from ckptshrink.stored import blocks_of, entries_of
-from ckptshrink.tensors import nbytes_of
+from ckptshrink.tensors import ITEMSIZE, nbytes_of
 
 
 def test_an_error_says_what_and_where() -> None:
@@ -67,3 +68,7 @@ def test_gates_of_a_transposed_part_are_runs_of_columns() -> None:
 def test_a_plain_matrix_has_one_block_whatever_the_grouping() -> None:
     matrix = GateMatrix("linear", "dense.weight", (5, 7))
     assert blocks_of(matrix, "per-gate") == [("dense.weight", None, (5, 7))]
+
+
+def test_every_dtype_code_has_a_torch_dtype_of_its_size() -> None:
+    assert {code: dtype.itemsize for code, dtype in TORCH_DTYPES.items()} == ITEMSIZE
