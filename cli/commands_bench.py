@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ckptshrink.errors import PlanError
 from ckptshrink_cli import exit_codes, params
 from ckptshrink_cli.declare import HOW, INPUT, Command, option, parsed
 from ckptshrink_cli.streams import Run, emit_json
@@ -29,19 +28,13 @@ _FIELDS: Final = (
 """Columns of the tab-separated form."""
 
 
-def _whole(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise PlanError(f"{text!r} is no whole number") from None
-    if not 1 <= number <= _MOST:
-        raise PlanError(f"is at least 1 and at most {_MOST}; got {number}")
-    return number
+def _count(text: str) -> int:
+    return params.whole_number(text, most=_MOST)
 
 
 def _batches(text: str) -> tuple[int, ...]:
     """Return batch sizes from their list, each once."""
-    return tuple(dict.fromkeys(map(_whole, text.split(","))))
+    return tuple(dict.fromkeys(map(_count, text.split(","))))
 
 
 @click.command(
@@ -73,11 +66,11 @@ def _batches(text: str) -> tuple[int, ...]:
     help="Sequences at a time (default 1,8,80).",
 )  # fmt: skip
 @option(
-    HOW, "--steps", metavar="N", default="70", callback=parsed(_whole),
+    HOW, "--steps", metavar="N", default="70", callback=parsed(_count),
     help="Steps of each sequence (default 70); 1 is what one step of generation takes.",
 )  # fmt: skip
 @option(
-    HOW, "--rounds", metavar="N", default="7", callback=parsed(_whole),
+    HOW, "--rounds", metavar="N", default="7", callback=parsed(_count),
     help="Rounds in which the contestants take turns (default 7).",
 )  # fmt: skip
 @params.json_option

@@ -6,6 +6,7 @@ that is slow to import is needed to declare an option, since every ``--help`` do
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,21 +108,22 @@ def _out_path(text: str) -> Path:
     return Path(text)
 
 
+def whole_number(text: str, least: int = 1, most: int = _MOST) -> int:
+    """Return a whole number within bounds; click's own would write its range into the help."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise PlanError(f"{text!r} is no whole number") from None
+    if number < least:
+        raise PlanError(f"is at least {least}; got {number}")
+    if number > most:
+        raise PlanError(f"is at most {most}; got {number}")
+    return number
+
+
 def _whole(least: int, most: int) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return the callback of a whole number; click's own would write its range into the help."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise PlanError(f"{text!r} is no whole number") from None
-        if number < least:
-            raise PlanError(f"is at least {least}; got {number}")
-        if number > most:
-            raise PlanError(f"is at most {most}; got {number}")
-        return number
-
-    return parsed(parse)
+    """Return the callback of a whole number."""
+    return parsed(partial(whole_number, least=least, most=most))
 
 
 def _note(attribute: str, value: bool) -> Callable[[click.Context, click.Parameter, bool], None]:

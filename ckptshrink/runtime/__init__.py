@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptshrink.runtime.allennlp import factor_elmo
-    from ckptshrink.runtime.attach import attach
+    from ckptshrink.runtime.attaching import attach
     from ckptshrink.runtime.elmo import Elmo, load_elmo
     from ckptshrink.runtime.gru import FactoredGRU
     from ckptshrink.runtime.language_model import LanguageModel, load_language_model
@@ -26,7 +26,7 @@ _HOMES = {
     "LanguageModel": "language_model",
     "LowRank": "weights",
     "PerGate": "weights",
-    "attach": "attach",
+    "attach": "attaching",
     "factor_elmo": "allennlp",
     "load_elmo": "elmo",
     "load_language_model": "language_model",

@@ -431,8 +431,7 @@ def factored_run(cell: Cell, device: torch.device) -> tuple[Run, RouteOf]:
         return _by_recurrence(cell, device)
     if cell.kind == "gru":
         gru = FactoredGRU.from_weights(cell.weights()).to(device).eval()
-        routes: Any = getattr(gru, "routes", None)
-        return gru, lambda batch, steps: "" if routes is None else routes(batch, steps)[0]
+        return gru, lambda batch, steps: gru.routes(batch, steps)[0]
     lstm = FactoredLSTM.from_weights(cell.weights()).to(device).eval()
     return lstm, lambda batch, steps: lstm.routes(batch, steps)[0]
 

@@ -204,6 +204,18 @@ class FactoredGRU(nn.Module):
             return out.squeeze(1), h.squeeze(1)
         return out.transpose(0, 1) if time_first else out, h
 
+    def routes(self, batch: int, steps: int) -> list[str]:
+        """Return the route of each layer and direction in inference: ``loop`` or ``dense``.
+
+        ``loop`` runs the factors, ``dense`` is torch's kernel with the weights multiplied back.
+        """
+        with torch.no_grad():
+            like = next(self.parameters())
+            x = like.new_empty(1, 1, self.input_size).expand(steps, batch, -1)
+            h = like.new_empty(1, 1, self.hidden_size).expand(len(self._runners), batch, -1)
+            route = "loop" if self._by_factors(x, h) else "dense"
+        return [route] * len(self._runners)
+
     def flatten_parameters(self) -> None:
         """Do nothing: here for code that calls it on an `nn.GRU`."""
 

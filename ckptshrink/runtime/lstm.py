@@ -29,7 +29,8 @@ class FactoredLSTM(nn.Module):
 
     In inference (no gradients wanted) the factors are run as they are. With gradients the weights
     are multiplied back inside the graph and torch's own kernel runs them, so that dropout, packing
-    and every gradient are `nn.LSTM`'s.
+    and every gradient are `nn.LSTM`'s. What inference prepares from the weights is made anew
+    when they change; a change through ``.data`` is seen after `train`, `eval` or `to` only.
 
     Parameters
     ----------
@@ -277,9 +278,7 @@ class FactoredLSTM(nn.Module):
 
     def train(self, mode: bool = True) -> "FactoredLSTM":
         """Set the mode, and let go of what inference prepared from the weights."""
-        for runners in self._runners:
-            for runner in runners:
-                runner.forget()
+        self._forget()
         super().train(mode)
         return self
 
@@ -321,6 +320,17 @@ class FactoredLSTM(nn.Module):
         self._runners = [
             [Recurrence(route) for _ in range(self._directions)] for _ in range(model.num_layers)
         ]
+
+    def _forget(self) -> None:
+        for runners in self._runners:
+            for runner in runners:
+                runner.forget()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FactoredLSTM":
+        # to(), half() and the like: what was prepared would keep the old weights in memory
+        self._forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _hold(self, name: str, weight: Weight) -> None:
         if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):

@@ -101,7 +101,9 @@ class Recurrence:
         wanted = torch.is_grad_enabled() and any(
             t.requires_grad for t in (x, h, c, *weights.tensors())
         )
-        if wanted or x.numel() == 0 or x.dtype not in {torch.float32, torch.float64}:
+        # what autocast does to a call it does not do to one that writes to a given tensor
+        plain = x.dtype in {torch.float32, torch.float64} and x.numel() > 0
+        if wanted or not plain or torch.is_autocast_enabled(x.device.type):
             return lstm_loop(weights, x, h, c, batch_sizes=batch_sizes, reverse=reverse)
         with torch.no_grad():
             sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes

@@ -19,7 +19,7 @@ from ckptshrink.errors import CkptshrinkError, LayoutError
 from ckptshrink.payload import Compute
 from ckptshrink.planning.request import Request, Size, Target
 from ckptshrink.rewrite import compress, restore
-from ckptshrink.runtime.attach import Attached, attach
+from ckptshrink.runtime.attaching import Attached, attach
 from ckptshrink.runtime.gru import FactoredGRU
 from ckptshrink.runtime.linear import FactoredEmbedding, FactoredLinear
 from ckptshrink.runtime.lstm import FactoredLSTM

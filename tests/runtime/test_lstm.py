@@ -150,6 +150,32 @@ def test_a_changed_weight_is_seen_at_once() -> None:
     assert not torch.equal(before, after)
 
 
+def test_a_weight_changed_through_data_is_seen_after_eval() -> None:
+    lstm, x = small()
+    with torch.no_grad():
+        lstm(x)
+        lstm.weight_hh_l1.U.data.zero_()
+        lstm.eval()
+        torch.testing.assert_close(lstm(x)[0], lstm.dense()(x)[0], rtol=0, atol=1e-6)
+
+
+def test_a_new_parameter_is_seen_wherever_it_lies() -> None:
+    lstm, x = small()
+    with torch.no_grad():
+        for _ in range(20):
+            lstm(x)
+            lstm.weight_hh_l1.U = nn.Parameter(torch.randn(24, 2))
+            torch.testing.assert_close(lstm(x)[0], lstm.dense()(x)[0], rtol=0, atol=1e-6)
+
+
+def test_autocast_is_heeded() -> None:
+    lstm, x = small()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = lstm(x)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(out.float(), lstm(x)[0], rtol=0, atol=0.05)
+
+
 def test_state_dicts_go_round() -> None:
     lstm, x = small()
     other = FactoredLSTM(4, 6, 2, rank_hh=2, rank_ih=2)
