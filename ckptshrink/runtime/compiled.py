@@ -34,9 +34,6 @@ _HALF, _ONE, _TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
 _VECTOR: Final = {"error_model": "numpy", "fastmath": {"contract"}}
 _SUM: Final = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
-_BLOCK: Final = 1024
-"""Gates that a pair is added to at a time: they stay in the innermost cache."""
-
 
 @intrinsic
 def _as_float(typing: Any, bits: Any) -> Any:
@@ -67,13 +64,14 @@ def _products(V: Any, h: Any, p: Any) -> None:
         p[k] = total
 
 
-# Indices count from 0 in slices: of others numba asks whether they are negative, each time. And one
-# array is written in each loop: with more, LLVM gives up telling whether they overlap.
+# Indices count from 0 in slices: of others numba asks whether they are negative, each time. One
+# array is written in each loop, and five are read: with more of either, LLVM gives up telling
+# whether they overlap. Five at a time took 20 µs at rank 100, where four took 24.
 @numba.njit(**_VECTOR)
-def _add_four(u0: Any, u1: Any, u2: Any, u3: Any, p: Any, gates: Any) -> None:
-    p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
+def _add_five(u0: Any, u1: Any, u2: Any, u3: Any, u4: Any, p: Any, gates: Any) -> None:
+    p0, p1, p2, p3, p4 = p[0], p[1], p[2], p[3], p[4]
     for j in range(len(gates)):
-        gates[j] += (p0 * u0[j] + p1 * u1[j]) + (p2 * u2[j] + p3 * u3[j])
+        gates[j] += ((p0 * u0[j] + p1 * u1[j]) + (p2 * u2[j] + p3 * u3[j])) + p4 * u4[j]
 
 
 @numba.njit(**_VECTOR)
@@ -84,18 +82,12 @@ def _add_one(u: Any, p: Any, gates: Any) -> None:
 
 @numba.njit(**_VECTOR)
 def _add(U: Any, p: Any, gates: Any) -> None:
-    r, n = U.shape
-    whole = r - r % 4
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        part = gates[start:stop]
-        for k in range(0, whole, 4):
-            _add_four(
-                U[k, start:stop], U[k + 1, start:stop], U[k + 2, start:stop],
-                U[k + 3, start:stop], p[k : k + 4], part,
-            )  # fmt: skip
-        for k in range(whole, r):
-            _add_one(U[k, start:stop], p[k], part)
+    r = len(U)
+    whole = r - r % 5
+    for k in range(0, whole, 5):
+        _add_five(U[k], U[k + 1], U[k + 2], U[k + 3], U[k + 4], p[k : k + 5], gates)
+    for k in range(whole, r):
+        _add_one(U[k], p[k], gates)
 
 
 @numba.njit(**_VECTOR)
@@ -116,7 +108,21 @@ def _show(o: Any, c: Any, h: Any) -> None:
         h[j] = o[j] - _TWO * o[j] * _sigmoid(c[j])
 
 
-def _run(ready: Any, down: Any, up: Any, h: Any, c: Any, out: Any, reverse: Any) -> None:
+@numba.njit(**_VECTOR)
+def _double(x: Any) -> None:
+    for j in range(len(x)):
+        x[j] *= _TWO
+
+
+@numba.njit(**_VECTOR)
+def _negative(x: Any, y: Any) -> None:
+    for j in range(len(y)):
+        y[j] = -x[j]
+
+
+def _run(
+    ready: Any, double_g: Any, down: Any, up: Any, h: Any, c: Any, out: Any, reverse: Any
+) -> None:
     steps, batch, width = ready.shape
     H = width // 4
     p = np.empty(down.shape[0], np.float32)
@@ -124,16 +130,18 @@ def _run(ready: Any, down: Any, up: Any, h: Any, c: Any, out: Any, reverse: Any)
         t = steps - 1 - step if reverse else step
         for b in range(batch):
             gates = ready[t, b]
+            if double_g:
+                _double(gates[2 * H : 3 * H])
             _products(down, h[b], p)
             _add(up, p, gates)
             _squash(gates)
             _remember(gates[:H], gates[H : 2 * H], gates[2 * H : 3 * H], c[b])
             _show(gates[3 * H :], c[b], h[b])
-            out[t, b] = h[b]
+            _negative(h[b], out[t, b])
 
 
 def _compiled() -> Any:
-    signature = "void(f4[:,:,::1],f4[:,::1],f4[:,::1],f4[:,::1],f4[:,::1],f4[:,:,::1],b1)"
+    signature = "void(f4[:,:,::1],b1,f4[:,::1],f4[:,::1],f4[:,::1],f4[:,::1],f4[:,:,::1],b1)"
     try:
         return numba.njit(signature, nogil=True, cache=True, **_VECTOR)(_run)
     except RuntimeError:  # no folder that numba could keep it in
@@ -144,20 +152,30 @@ _RUN: Final = _compiled()
 
 
 def run(
-    ready: Floats, down: Floats, up: Floats, h: Floats, c: Floats, out: Floats, *, reverse: bool
+    ready: Floats,
+    down: Floats,
+    up: Floats,
+    h: Floats,
+    c: Floats,
+    out: Floats,
+    *,
+    double_g: bool,
+    reverse: bool,
 ) -> None:
     """Run the steps of a chunk.
 
     Parameters
     ----------
     ready : (T, B, 4H)
-        Gates of each step without the recurrent part, those of g scaled by 2; overwritten.
+        Gates of each step without the recurrent part; overwritten.
     down : (r, H)
     up : (r, 4H)
         A recurrent pair: ``gates += (h @ down.T) @ up``.
     h, c : (B, H)
         -h and 2 c before the first step; after it, those after the last one.
     out : (T, B, H)
-        Gets -h of each step.
+        Gets h of each step.
+    double_g : bool
+        Whether the gates g of `ready` are still to be scaled by 2, as those of `up` are.
     """
-    _RUN(ready, down, up, h, c, out, reverse)
+    _RUN(ready, double_g, down, up, h, c, out, reverse)

@@ -33,10 +33,10 @@ _CLEAR_ENTRIES: Final = 1 << 20
 """... and entries of the dense weights from which that is so: a step of a smaller layer takes no
 longer than the calls that a step by factors takes."""
 
-_COMPILED_ROWS: Final = 8
-_COMPILED_WORK: Final = 128
-"""Batch, and batch times rank, up to which the compiled loop was the faster one: beyond it torch's
-products are better than its own."""
+_COMPILED_ROWS: Final = (2, 8)
+_COMPILED_WORK: Final = 256
+"""Batches up to which the compiled loop was the faster one: of every rank, and where batch times
+rank is no more than this. Beyond, torch's products gain from reading a weight once for all rows."""
 
 _TRIAL_STEPS: Final = 16
 """Steps of a trial run; a one-step run is tried as such."""
@@ -247,7 +247,10 @@ def _able(weights: LSTMWeights, x: Tensor, sizes: Sequence[int]) -> set[str]:
         return able
     rank = weights.wh.rank if isinstance(weights.wh, LowRank | PerGate) else None
     plain = weights.proj is None and weights.cell_clip is None
-    small = rank is not None and sizes[0] <= _COMPILED_ROWS and sizes[0] * rank <= _COMPILED_WORK
+    always, sometimes = _COMPILED_ROWS
+    small = rank is not None and (
+        sizes[0] <= always or (sizes[0] <= sometimes and sizes[0] * rank <= _COMPILED_WORK)
+    )
     fits = x.dtype == torch.float32 and x.device.type == "cpu" and sizes[0] == sizes[-1]
     if plain and small and fits and _numba():
         able.add("compiled")

@@ -185,10 +185,12 @@ def run(
         ready = early[here]
         if not p.fused:
             ready = p.inputs[-1](ready)
-            if p.double_g:
-                ready[:, 2 * p.hidden : 3 * p.hidden] *= 2
-        step = _compiled_chunk if compiled else _chunk
-        step(p, state, ready, out[here], span.sizes, reverse=reverse)
+        if compiled:
+            _compiled_chunk(p, state, ready, out[here], span.sizes, reverse=reverse)
+            continue
+        if p.double_g:
+            ready[:, 2 * p.hidden : 3 * p.hidden] *= 2
+        _chunk(p, state, ready, out[here], span.sizes, reverse=reverse)
         if not p.proj:
             state.keep()
             out[here].neg_()
@@ -315,6 +317,7 @@ def _compiled_chunk(
         state.h.numpy(),
         state.c.numpy(),
         out.view(*steps, -1).numpy(),
+        double_g=p.double_g,
         reverse=reverse,
     )
 
