@@ -51,6 +51,9 @@ _NARROW: Final = 0.7
 """Rank of an input pair, as a share of the input, up to which torch's LSTM on the narrower input is
 faster; at 0.92 it was 6 % slower."""
 
+_CHOICES: Final[dict[tuple[object, ...], str]] = {}
+"""What trials have found, by shapes: layers that are alike, and copies, take one route."""
+
 Runner = Callable[[Tensor, Tensor, Tensor, Sequence[int], bool], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -71,7 +74,6 @@ class Recurrence:
         self.taken: set[str] = set()
         self._watch = Watch()
         self._runners: dict[str, Runner] = {}
-        self._choices: dict[tuple[object, ...], str] = {}
 
     def __reduce__(self) -> tuple[type["Recurrence"], tuple[str]]:
         """Copy and pickle the route alone: matrices in oneDNN's own order can be neither."""
@@ -140,10 +142,11 @@ class Recurrence:
         if "dense" not in able or (x.device.type == "cpu" and clear):
             return factored
         length = min(len(sizes), _TRIAL_STEPS)
-        key = (sizes[0], length, torch.get_num_threads(), factored)
-        if key not in self._choices:
-            self._choices[key] = self._faster(weights, x, sizes[:length], (factored, "dense"))
-        return self._choices[key]
+        shapes = tuple((t.shape, t.dtype, t.device) for t in weights.tensors())
+        key = (shapes, sizes[0], length, torch.get_num_threads(), factored)
+        if key not in _CHOICES:
+            _CHOICES[key] = self._faster(weights, x, sizes[:length], (factored, "dense"))
+        return _CHOICES[key]
 
     def _faster(
         self, weights: LSTMWeights, x: Tensor, sizes: Sequence[int], routes: Sequence[str]
@@ -168,12 +171,10 @@ class Recurrence:
         """Let go of what was prepared."""
         self._watch.forget()
         self._runners.clear()
-        self._choices.clear()
 
     def _forget_changed(self, weights: LSTMWeights) -> None:
         if self._watch.changed(weights.tensors()):
             self._runners.clear()
-            self._choices.clear()
 
     def _runner(self, route: str, weights: LSTMWeights, batch: int) -> Runner:
         name = route

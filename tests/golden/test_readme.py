@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptshrink import Request, Size, Target, compress
+
 REPO = Path(__file__).resolve().parents[2]
 README = REPO / "README.md"
 _BLOCK = re.compile(r"<!-- example -->\n```console\n(.*?)```", re.DOTALL)
@@ -68,10 +70,13 @@ def test_examples_print_what_the_readme_says(
         README.write_text(text)
 
 
-def test_the_python_example_runs(tmp_path: Path) -> None:
+def test_the_python_examples_run(tmp_path: Path) -> None:
     shutil.copy(REPO / "fixtures" / "elmo" / "elmo.hdf5", tmp_path / "elmo.hdf5")
     shutil.copy(REPO / "fixtures" / "elmo" / "options.json", tmp_path)
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+    awd = REPO / "fixtures" / "torch" / "awd_lstm_state.zip.pt"
+    request = Request((Target("Wh"),), size=Size(rank=3))
+    compress(awd, tmp_path / "awd.shrunk", request)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     code = code.replace("rank=400", "rank=8")  # of a small model
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
