@@ -694,7 +694,11 @@ def test_an_attached_model_compiles_to_one_graph(tmp_path: Path) -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             return linear(self.middle(self.encoder(tokens)), self.encoder.weight)
 
-    for k, (model, x) in enumerate(((Stack(), torch.randn(5, 12)), (ReadsWeights(), TOKENS))):
+    cases: list[tuple[nn.Module, Tensor]] = [(Stack(), torch.randn(5, 12))]
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
+        # the compiler of 2.4 takes no module as an argument, and goes on in a second graph
+        cases.append((ReadsWeights(), TOKENS))
+    for k, (model, x) in enumerate(cases):
         model.eval()
         attach(model, shrunk(model.state_dict(), tmp_path / str(k)))
         torch._dynamo.reset()
