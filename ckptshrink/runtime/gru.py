@@ -1,20 +1,26 @@
 """A drop-in for `nn.GRU` whose weights may be low-rank pairs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ckptshrink.errors import LayoutError, RankError
-from ckptshrink.linalg.factors import Options
-from ckptshrink.linalg.svd import svd
+from ckptshrink.errors import LayoutError
 from ckptshrink.runtime.gru_steps import GRURecurrence, GRUWeights
-from ckptshrink.runtime.weights import LowRank, Weight, dense, rank_of, shape_of
+from ckptshrink.runtime.recurrent import (
+    FactoredRNN,
+    check_shapes,
+    drawn,
+    drawn_pair,
+    factorized,
+    wanted_ranks,
+    weight_names,
+)
+from ckptshrink.runtime.weights import Weight, dense, shape_of
 
-_SUFFIXES: Final = ("", "_reverse")
 _OWN_LOOP: Final = frozenset({torch.float32, torch.float64})
 """Dtypes that the loop of this package runs; half precision is left to torch's kernel."""
 
@@ -23,7 +29,7 @@ _FEW_PRODUCTS: Final = 50_000
 than its products save. At H = 128 and one sequence (49 152) both took 0.8 ms for 70 steps."""
 
 
-class FactoredGRU(nn.Module):
+class FactoredGRU(FactoredRNN):
     """A GRU with the arguments, inputs and outputs of `nn.GRU`, and weights that may be pairs.
 
     Every weight of `nn.GRU` is here under its own name: as a dense parameter ``weight_hh_l0``, or
@@ -61,6 +67,8 @@ class FactoredGRU(nn.Module):
     ((5, 3, 16), (48, 2))
     """
 
+    _runners: Sequence[GRURecurrence]
+
     def __init__(
         self,
         input_size: int,
@@ -82,23 +90,16 @@ class FactoredGRU(nn.Module):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device="meta",
         )  # fmt: skip
-        self._configure(model)
-        wanted = _ranks(model, ranks, rank_ih, rank_hh)
+        self._configure(model, _runners(model))
+        wanted = wanted_ranks(weight_names(model), ranks, rank_ih, rank_hh)
         bound = 1 / math.sqrt(hidden_size)
-
-        def drawn(shape: tuple[int, ...], side: float) -> Tensor:
-            return torch.empty(shape, device=device, dtype=dtype).uniform_(-side, side)
-
         for name, parameter in model.named_parameters():
-            shape = tuple(parameter.shape)
-            if name not in wanted:
-                self._hold(name, drawn(shape, bound))
-                continue
-            m, n = shape
-            r = wanted[name]
-            # the product then has the variance that nn.GRU starts its weights with
-            side = math.sqrt(3) * (bound**2 / 3 / r) ** 0.25
-            self._hold(name, LowRank(drawn((m, r), side), drawn((r, n), side)))
+            if name in wanted:
+                m, n = parameter.shape
+                pair = drawn_pair(name, (m, n), wanted[name], bound, device, dtype)
+                self._hold(name, pair)
+            else:
+                self._hold(name, drawn(parameter.shape, bound, device, dtype))
 
     @classmethod
     def from_gru(
@@ -121,13 +122,13 @@ class FactoredGRU(nn.Module):
         RankError
             A rank is out of range, or names no weight.
         """
-        wanted = _ranks(gru, ranks, rank_ih, rank_hh)
+        wanted = wanted_ranks(weight_names(gru), ranks, rank_ih, rank_hh)
         weights: dict[str, Weight] = {}
         for name, parameter in gru.named_parameters():
-            weights[name] = parameter.detach().clone()
             if name in wanted:
-                factors = svd(parameter.detach(), wanted[name], Options())
-                weights[name] = LowRank(factors.U, factors.V)
+                weights[name] = factorized(name, parameter, wanted[name])
+            else:
+                weights[name] = parameter.detach().clone()
         module = cls.from_weights(weights, batch_first=gru.batch_first, dropout=gru.dropout)
         module.train(gru.training)
         return module
@@ -151,7 +152,7 @@ class FactoredGRU(nn.Module):
         model = _configuration(weights, batch_first, dropout)
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._configure(model)
+        module._configure(model, _runners(model))
         for name, _ in model.named_parameters():
             module._hold(name, weights[name])
         return module
@@ -159,15 +160,19 @@ class FactoredGRU(nn.Module):
     def dense(self) -> nn.GRU:
         """Return the `nn.GRU` with every weight multiplied back."""
         first = next(self.parameters())
-        gru = nn.GRU(
-            self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
-            self.dropout, self.bidirectional, device=first.device, dtype=first.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            for parameter, value in zip(gru.parameters(), self._flat(), strict=True):
-                parameter.copy_(value)
-        gru.train(self.training)
-        return gru
+        return self._given_to(
+            nn.GRU(
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                self.bias,
+                self.batch_first,
+                self.dropout,
+                self.bidirectional,
+                device=first.device,
+                dtype=first.dtype,
+            )
+        )
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
@@ -216,72 +221,10 @@ class FactoredGRU(nn.Module):
             route = "loop" if self._by_factors(x, h) else "dense"
         return [route] * len(self._runners)
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: here for code that calls it on an `nn.GRU`."""
-
-    def train(self, mode: bool = True) -> "FactoredGRU":
-        """Set the mode, and forget what was prepared from the weights."""
-        self._forget()
-        return super().train(mode)
-
-    def extra_repr(self) -> str:
-        """Return what `nn.GRU` shows, and each weight's rank."""
-        said = [f"{self.input_size}, {self.hidden_size}"]
-        for name, default in (
-            ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0),
-            ("bidirectional", False),
-        ):  # fmt: skip
-            if getattr(self, name) != default:
-                said.append(f"{name}={getattr(self, name)}")
-        ranks = [
-            f"{name}={'dense' if rank_of(weight) is None else rank_of(weight)}"
-            for name, weight in self._weights()
-        ]
-        return ", ".join(said) + f", ranks({', '.join(ranks)})"
-
-    # -- how the parameters are held ---------------------------------------------------------
-
-    def _configure(self, model: nn.GRU) -> None:
-        self.input_size: int = model.input_size
-        self.hidden_size: int = model.hidden_size
-        self.num_layers: int = model.num_layers
-        self.bias: bool = model.bias
-        self.batch_first: bool = model.batch_first
-        self.dropout: float = model.dropout
-        self.bidirectional: bool = model.bidirectional
-        self._directions = 2 if model.bidirectional else 1
-        self._runners = [GRURecurrence() for _ in range(model.num_layers * self._directions)]
-
-    def _hold(self, name: str, weight: Weight) -> None:
-        if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
-            weight = nn.Parameter(weight)
-        setattr(self, name, weight)
-
-    def _ends(self) -> Iterator[str]:
-        """Yield how the names of each layer and direction end, in torch's order."""
-        for layer in range(self.num_layers):
-            for suffix in _SUFFIXES[: self._directions]:
-                yield f"_l{layer}{suffix}"
-
-    def _weights(self) -> Iterator[tuple[str, Weight]]:
-        for end in self._ends():
-            for kind in ("weight_ih", "weight_hh"):
-                yield kind + end, getattr(self, kind + end)
-
     def _flat(self) -> list[Tensor]:
         """Return what `nn.GRU` calls its flat weights, multiplied back; differentiable."""
         kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ()))
         return [dense(getattr(self, kind + end)) for end in self._ends() for kind in kinds]
-
-    def _forget(self) -> None:
-        for runner in self._runners:
-            runner.forget()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FactoredGRU":
-        # to(), half() and the like: what was prepared would keep the old weights in memory
-        self._forget()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     # -- how it runs -------------------------------------------------------------------------
 
@@ -296,11 +239,7 @@ class FactoredGRU(nn.Module):
         return PackedSequence(out, batch_sizes, order, unsorted), h
 
     def _state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
-                f"got {x.shape[-1]}"
-            )
+        self._check_width(x)
         want = (self.num_layers * self._directions, batch, self.hidden_size)
         if hx is None:
             return x.new_zeros(want)
@@ -323,9 +262,7 @@ class FactoredGRU(nn.Module):
         """Whether this call is run by the factors, and not by torch's kernel."""
         if all(isinstance(weight, Tensor) for _, weight in self._weights()):
             return False
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, h, *self.parameters())):
-            return False
-        if self.training and self.dropout > 0 and self.num_layers > 1:
+        if self._wants_gradients(x, h) or self._drops():
             return False
         batch = h.shape[1]
         if 3 * self.hidden_size**2 * batch < _FEW_PRODUCTS:
@@ -356,25 +293,9 @@ class FactoredGRU(nn.Module):
         return rows if batch_sizes is not None else rows.view(*x.shape[:2], -1), torch.stack(last)
 
 
-def _ranks(
-    gru: nn.GRU, ranks: Mapping[str, int] | None, rank_ih: int | None, rank_hh: int | None
-) -> dict[str, int]:
-    """Return the wanted rank of each weight that is to be a pair, by name."""
-    shapes = {n: tuple(p.shape) for n, p in gru.named_parameters() if n.startswith("weight")}
-    wanted = dict(ranks or {})
-    if unknown := [name for name in wanted if name not in shapes]:
-        raise RankError(f"has no weight {unknown[0]!r}; there are {', '.join(shapes)}")
-    for name in shapes:
-        rank = rank_ih if name.startswith("weight_ih") else rank_hh
-        if rank is not None:
-            wanted.setdefault(name, rank)
-    for name, r in wanted.items():
-        m, n = shapes[name]
-        if not 1 <= r <= min(m, n):
-            raise RankError(
-                f"{name}: rank {r} is not within 1 .. {min(m, n)} of a {m} x {n} weight"
-            )
-    return wanted
+def _runners(model: nn.GRU) -> list[GRURecurrence]:
+    count = model.num_layers * (2 if model.bidirectional else 1)
+    return [GRURecurrence() for _ in range(count)]
 
 
 def _configuration(weights: Mapping[str, Weight], batch_first: bool, dropout: float) -> nn.GRU:
@@ -394,12 +315,5 @@ def _configuration(weights: Mapping[str, Weight], batch_first: bool, dropout: fl
     except ValueError as error:
         raise LayoutError(f"is no GRU: {error}") from error
     want = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    got = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for name in {**want, **got}:
-        if want.get(name) != got.get(name):
-            raise LayoutError(
-                f"is {got.get(name, 'missing')}, and the GRU of these sizes has "
-                f"{want.get(name, 'no such weight')}",
-                tensor=name,
-            )
+    check_shapes("GRU", want, weights)
     return model

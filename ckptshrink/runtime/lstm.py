@@ -1,24 +1,29 @@
 """A drop-in for `nn.LSTM` whose weights may be low-rank pairs."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ckptshrink.errors import LayoutError, RankError
-from ckptshrink.linalg.factors import Options
-from ckptshrink.linalg.svd import svd
 from ckptshrink.runtime.layer import LSTMWeights, lstm_loop
 from ckptshrink.runtime.recurrence import ROUTES, Recurrence
+from ckptshrink.runtime.recurrent import (
+    FactoredRNN,
+    check_shapes,
+    drawn,
+    drawn_pair,
+    factorized,
+    wanted_ranks,
+    weight_names,
+)
 from ckptshrink.runtime.weights import LowRank, Weight, dense, rank_of, shape_of
 
-_SUFFIXES: Final = ("", "_reverse")
 
-
-class FactoredLSTM(nn.Module):
+class FactoredLSTM(FactoredRNN):
     """An LSTM with the arguments, inputs and outputs of `nn.LSTM`, and weights that may be pairs.
 
     Every weight of `nn.LSTM` is here under its own name: as a dense parameter ``weight_hh_l0``, or
@@ -57,6 +62,8 @@ class FactoredLSTM(nn.Module):
     ((5, 3, 16), (64, 2))
     """
 
+    _runners: Sequence[Recurrence]
+
     def __init__(
         self,
         input_size: int,
@@ -80,25 +87,20 @@ class FactoredLSTM(nn.Module):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device="meta",
         )  # fmt: skip
-        self._configure(model, route)
+        self._set_route(route)
+        self._configure(model, _runners(model, route))
         wanted = _ranks(model, ranks, rank_ih, rank_hh)
         bound = 1 / math.sqrt(hidden_size)
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        for name, (m, n) in _joined(shapes, wanted).items():
-            if name not in wanted:
-                values = torch.empty(m, n, device=device, dtype=dtype).uniform_(-bound, bound)
-                self._hold(name, values)
-                continue
-            r = _checked_rank(name, wanted[name], m, n)
-            # the product then has the variance that nn.LSTM starts its weights with
-            side = math.sqrt(3) * (bound**2 / 3 / r) ** 0.25
-            U = torch.empty(m, r, device=device, dtype=dtype).uniform_(-side, side)
-            V = torch.empty(r, n, device=device, dtype=dtype).uniform_(-side, side)
-            self._hold(name, LowRank(U, V))
-        for name, shape in shapes.items():
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        for name, shape in _joined(shapes, wanted).items():
+            if name in wanted:
+                pair = drawn_pair(name, shape, wanted[name], bound, device, dtype)
+                self._hold(name, pair)
+            else:
+                self._hold(name, drawn(shape, bound, device, dtype))
+        for name in shapes:
             if name.startswith("bias"):
-                values = torch.empty(shape, device=device, dtype=dtype).uniform_(-bound, bound)
-                self._hold(name, values)
+                self._hold(name, drawn(shapes[name], bound, device, dtype))
 
     @classmethod
     def from_lstm(
@@ -136,9 +138,7 @@ class FactoredLSTM(nn.Module):
             else:
                 ih, hh = (name.replace("weight_l", f"weight_{kind}_l") for kind in ("ih", "hh"))
                 W = torch.cat([values[ih], values[hh]], dim=1)
-            weights[name] = W.clone()
-            if name in wanted:
-                weights[name] = _factorized(W, _checked_rank(name, wanted[name], *W.shape))
+            weights[name] = factorized(name, W, wanted[name]) if name in wanted else W.clone()
         if share:
             weights |= _shared(lstm, values, weights)
         weights |= {name: v.clone() for name, v in values.items() if name.startswith("bias")}
@@ -172,7 +172,8 @@ class FactoredLSTM(nn.Module):
         model = _configuration(weights, batch_first, dropout)
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._configure(model, route)
+        module._set_route(route)
+        module._configure(model, _runners(model, route))
         for name, weight in weights.items():
             module._hold(name, weight)
         return module
@@ -180,16 +181,20 @@ class FactoredLSTM(nn.Module):
     def dense(self) -> nn.LSTM:
         """Return the `nn.LSTM` with every weight multiplied back."""
         first = next(self.parameters())
-        lstm = nn.LSTM(
-            self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first,
-            self.dropout, self.bidirectional, self.proj_size,
-            device=first.device, dtype=first.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            for parameter, value in zip(lstm.parameters(), self._flat(), strict=True):
-                parameter.copy_(value)
-        lstm.train(self.training)
-        return lstm
+        return self._given_to(
+            nn.LSTM(
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                self.bias,
+                self.batch_first,
+                self.dropout,
+                self.bidirectional,
+                self.proj_size,
+                device=first.device,
+                dtype=first.dtype,
+            )
+        )
 
     def projected(self) -> list[nn.LSTM]:
         """Return one stock `nn.LSTM` a layer; those whose V the next layer shares are projected.
@@ -210,7 +215,7 @@ class FactoredLSTM(nn.Module):
         layers, width, shared = [], self.input_size, None
         for k in range(self.num_layers):
             values = flat[k * count : (k + 1) * count]
-            wi, wh = getattr(self, f"weight_ih_l{k}", None), self._layer(k, 0).wh
+            wi, wh = getattr(self, f"weight_ih_l{k}", None), getattr(self, f"weight_hh_l{k}", None)
             following = getattr(self, f"weight_ih_l{k + 1}", None)
             if isinstance(wi, LowRank) and wi.V is shared:
                 values[0] = wi.U
@@ -220,9 +225,15 @@ class FactoredLSTM(nn.Module):
                 values.append(wh.V)
                 r, shared = wh.rank, wh.V
             layer = nn.LSTM(
-                width, self.hidden_size, 1, self.bias, self.batch_first, proj_size=r,
-                device=values[0].device, dtype=values[0].dtype,
-            )  # fmt: skip
+                width,
+                self.hidden_size,
+                1,
+                self.bias,
+                self.batch_first,
+                proj_size=r,
+                device=values[0].device,
+                dtype=values[0].dtype,
+            )
             with torch.no_grad():
                 for parameter, value in zip(layer.parameters(), values, strict=True):
                     parameter.copy_(value)
@@ -269,84 +280,26 @@ class FactoredLSTM(nn.Module):
 
         A route that depends on the machine is found by a short run on zeros.
         """
-        names = []
-        for layer in range(self.num_layers):
-            for direction in range(self._directions):
-                weights = self._layer(layer, direction)
-                names.append(self._runners[layer][direction].route_for(weights, batch, steps))
-        return names
-
-    def train(self, mode: bool = True) -> "FactoredLSTM":
-        """Set the mode, and let go of what inference prepared from the weights."""
-        self._forget()
-        super().train(mode)
-        return self
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: here for code that calls it on an `nn.LSTM`."""
+        return [
+            runner.route_for(self._layer(end), batch, steps)
+            for runner, end in zip(self._runners, self._ends(), strict=True)
+        ]
 
     def extra_repr(self) -> str:
-        """Return what `nn.LSTM` shows, and each weight's rank."""
-        said = [f"{self.input_size}, {self.hidden_size}"]
-        said += [f"num_layers={self.num_layers}"] if self.num_layers != 1 else []
-        for name, default in (("bias", True), ("batch_first", False), ("dropout", 0.0)):
-            if getattr(self, name) != default:
-                said.append(f"{name}={getattr(self, name)}")
-        said += ["bidirectional=True"] if self.bidirectional else []
-        said += [f"proj_size={self.proj_size}"] if self.proj_size else []
-        ranks = [
-            f"{name}={'dense' if rank_of(weight) is None else rank_of(weight)}"
-            for name, weight in self._weights()
-        ]
-        taken = sorted({r for runners in self._runners for one in runners for r in one.taken})
+        """Return what `nn.LSTM` shows, each weight's rank, and the routes that were taken."""
+        taken = sorted({route for runner in self._runners for route in runner.taken})
         shown = f", routes={'+'.join(taken)}" if taken else ""
-        return ", ".join(said) + f", ranks({', '.join(ranks)}), route={self.route}{shown}"
+        return f"{super().extra_repr()}, route={self.route}{shown}"
 
     # -- how the parameters are held ---------------------------------------------------------
 
-    def _configure(self, model: nn.LSTM, route: str) -> None:
+    def _set_route(self, route: str) -> None:
         if route not in ROUTES:
             raise ValueError(f"no route {route!r}; there are {', '.join(ROUTES)}")
-        self.input_size: int = model.input_size
-        self.hidden_size: int = model.hidden_size
-        self.num_layers: int = model.num_layers
-        self.bias: bool = model.bias
-        self.batch_first: bool = model.batch_first
-        self.dropout: float = model.dropout
-        self.bidirectional: bool = model.bidirectional
-        self.proj_size: int = model.proj_size
         self.route = route
-        self._directions = 2 if model.bidirectional else 1
-        self._runners = [
-            [Recurrence(route) for _ in range(self._directions)] for _ in range(model.num_layers)
-        ]
 
-    def _forget(self) -> None:
-        for runners in self._runners:
-            for runner in runners:
-                runner.forget()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "FactoredLSTM":
-        # to(), half() and the like: what was prepared would keep the old weights in memory
-        self._forget()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _hold(self, name: str, weight: Weight) -> None:
-        if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
-            weight = nn.Parameter(weight)
-        setattr(self, name, weight)
-
-    def _weights(self) -> Iterator[tuple[str, Weight]]:
-        for layer in range(self.num_layers):
-            for suffix in _SUFFIXES[: self._directions]:
-                for kind in ("_ih", "_hh", "", "_hr"):
-                    name = f"weight{kind}_l{layer}{suffix}"
-                    if hasattr(self, name):
-                        yield name, getattr(self, name)
-
-    def _layer(self, layer: int, direction: int) -> LSTMWeights:
-        end = f"_l{layer}{_SUFFIXES[direction]}"
+    def _layer(self, end: str) -> LSTMWeights:
+        """Return the weights of the layer and direction whose names end so."""
         return LSTMWeights(
             wi=getattr(self, f"weight_ih{end}", None),
             wh=getattr(self, f"weight_hh{end}", None),
@@ -357,22 +310,18 @@ class FactoredLSTM(nn.Module):
         )
 
     def _flat(self) -> list[Tensor]:
-        """Return what `nn.LSTM` calls its flat weights, multiplied back; differentiable."""
-        flat = []
-        for layer in range(self.num_layers):
-            for direction in range(self._directions):
-                end = f"_l{layer}{_SUFFIXES[direction]}"
-                weights = self._layer(layer, direction)
-                if weights.joint is not None:
-                    both = weights.joint.dense()
-                    width = both.shape[1] - weights.state
-                    flat += [both[:, :width].contiguous(), both[:, width:].contiguous()]
-                else:
-                    flat += [dense(weight) for weight in weights.separate()]
-                if self.bias:
-                    flat += [getattr(self, f"bias_ih{end}"), getattr(self, f"bias_hh{end}")]
-                if weights.proj is not None:
-                    flat.append(dense(weights.proj))
+        flat: list[Tensor] = []
+        for end in self._ends():
+            weights = self._layer(end)
+            if weights.joint is not None:
+                both = weights.joint.dense()
+                width = both.shape[1] - weights.state
+                flat += [both[:, :width].contiguous(), both[:, width:].contiguous()]
+            else:
+                flat += [dense(weight) for weight in weights.separate()]
+            flat += [bias for bias in (weights.bias, weights.bias_hh) if bias is not None]
+            if weights.proj is not None:
+                flat.append(dense(weights.proj))
         return flat
 
     # -- how it runs -------------------------------------------------------------------------
@@ -392,11 +341,7 @@ class FactoredLSTM(nn.Module):
     def _states(
         self, x: Tensor, batch: int, hx: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
-                f"got {x.shape[-1]}"
-            )
+        self._check_width(x)
         count = self.num_layers * self._directions
         want_h = (count, batch, self.proj_size or self.hidden_size)
         want_c = (count, batch, self.hidden_size)
@@ -410,11 +355,8 @@ class FactoredLSTM(nn.Module):
     def _run(
         self, x: Tensor, h: Tensor, c: Tensor, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        between = self.training and self.dropout > 0 and self.num_layers > 1
-        wanted = torch.is_grad_enabled() and any(
-            t.requires_grad for t in (x, h, c, *self.parameters())
-        )
-        if (wanted or between) and self.route != "loop":
+        wanted = self._wants_gradients(x, h, c)
+        if (wanted or self._drops()) and self.route != "loop":
             return self._by_torch(x, h, c, batch_sizes)
         return self._by_layers(x, h, c, batch_sizes, loop=wanted)
 
@@ -433,39 +375,36 @@ class FactoredLSTM(nn.Module):
         self, x: Tensor, h: Tensor, c: Tensor, batch_sizes: Tensor | None, *, loop: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         sizes = batch_sizes.tolist() if batch_sizes is not None else None
+        outputs: list[Tensor] = []
         last_h, last_c = [], []
-        for layer in range(self.num_layers):
+        for k, (runner, end) in enumerate(zip(self._runners, self._ends(), strict=True)):
+            run = lstm_loop if loop else runner
+            reverse = end.endswith("_reverse")
+            out, h_k, c_k = run(self._layer(end), x, h[k], c[k], batch_sizes=sizes, reverse=reverse)
+            outputs.append(out)
+            last_h.append(h_k)
+            last_c.append(c_k)
+            if len(outputs) < self._directions:
+                continue
+            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else out
             outputs = []
-            for direction in range(self._directions):
-                weights = self._layer(layer, direction)
-                run = lstm_loop if loop else self._runners[layer][direction]
-                k = layer * self._directions + direction
-                out, h_k, c_k = run(
-                    weights, x, h[k], c[k], batch_sizes=sizes, reverse=direction == 1
-                )
-                outputs.append(out)
-                last_h.append(h_k)
-                last_c.append(c_k)
-            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-            if layer < self.num_layers - 1 and self.dropout > 0:
-                x = nn.functional.dropout(x, self.dropout, self.training)
+            if self._drops() and k + 1 < len(self._runners):
+                x = nn.functional.dropout(x, self.dropout)
         return x, torch.stack(last_h), torch.stack(last_c)
+
+
+def _runners(model: nn.LSTM, route: str) -> list[Recurrence]:
+    count = model.num_layers * (2 if model.bidirectional else 1)
+    return [Recurrence(route) for _ in range(count)]
 
 
 def _ranks(
     lstm: nn.LSTM, ranks: Mapping[str, int] | None, rank_ih: int | None, rank_hh: int | None
 ) -> dict[str, int]:
     """Return the wanted rank of each weight that is to be a pair, by name."""
-    names = [name for name, _ in lstm.named_parameters() if name.startswith("weight")]
-    joint = {name.replace("weight_ih_l", "weight_l") for name in names}
-    wanted = dict(ranks or {})
-    if unknown := [name for name in wanted if name not in names and name not in joint]:
-        raise RankError(f"has no weight {unknown[0]!r}; there are {', '.join(names)}")
-    for name in names:
-        for kind, rank in (("weight_ih_", rank_ih), ("weight_hh_", rank_hh)):
-            if name.startswith(kind) and rank is not None:
-                wanted.setdefault(name, rank)
-    return wanted
+    names = weight_names(lstm)
+    joint = [name.replace("weight_ih_l", "weight_l") for name in names]
+    return wanted_ranks(names, ranks, rank_ih, rank_hh, others=joint)
 
 
 def _joined(shapes: Mapping[str, Any], wanted: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -485,17 +424,6 @@ def _joined(shapes: Mapping[str, Any], wanted: Mapping[str, int]) -> dict[str, t
     return held
 
 
-def _checked_rank(name: str, r: int, m: int, n: int) -> int:
-    if not 1 <= r <= min(m, n):
-        raise RankError(f"{name}: rank {r} is not within 1 .. {min(m, n)} of a {m} x {n} weight")
-    return r
-
-
-def _factorized(W: Tensor, r: int) -> LowRank:
-    factors = svd(W, r, Options())
-    return LowRank(factors.U, factors.V)
-
-
 def _shared(
     lstm: nn.LSTM, values: Mapping[str, Tensor], weights: Mapping[str, Weight]
 ) -> dict[str, Weight]:
@@ -509,7 +437,7 @@ def _shared(
         if rank is None:
             raise RankError(f"{hh!r} is dense, and has no V to share", hint="give rank_hh")
         m = values[hh].shape[0]
-        both = _factorized(torch.cat([values[hh], values[ih]]), rank)
+        both = factorized(hh, torch.cat([values[hh], values[ih]]), rank)
         V = nn.Parameter(both.V.detach())
         found[hh] = LowRank(both.U.detach()[:m].clone(), V)
         found[ih] = LowRank(both.U.detach()[m:].clone(), V)
@@ -544,13 +472,5 @@ def _configuration(weights: Mapping[str, Weight], batch_first: bool, dropout: fl
     joint = {name: 0 for name in weights if name.startswith("weight_l")}
     want: dict[str, tuple[int, ...]] = {n: tuple(s) for n, s in shapes.items() if n[0] == "b"}
     want |= _joined(shapes, joint)
-    got = {name: tuple(weight.shape) for name, weight in weights.items()}
-    wrong = [n for n in {**want, **got} if want.get(n) != got.get(n)]
-    if wrong:
-        name = wrong[0]
-        raise LayoutError(
-            f"is {got.get(name, 'missing')}, and the LSTM of these sizes has "
-            f"{want.get(name, 'no such weight')}",
-            tensor=name,
-        )
+    check_shapes("LSTM", want, weights)
     return model
