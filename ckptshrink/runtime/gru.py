@@ -239,7 +239,7 @@ class FactoredGRU(FactoredRNN):
         return PackedSequence(out, batch_sizes, order, unsorted), h
 
     def _state(self, x: Tensor, batch: int, hx: Tensor | None) -> Tensor:
-        self._check_width(x)
+        self._check_input(x)
         want = (self.num_layers * self._directions, batch, self.hidden_size)
         if hx is None:
             return x.new_zeros(want)

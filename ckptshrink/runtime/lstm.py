@@ -341,7 +341,7 @@ class FactoredLSTM(FactoredRNN):
     def _states(
         self, x: Tensor, batch: int, hx: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        self._check_width(x)
+        self._check_input(x)
         count = self.num_layers * self._directions
         want_h = (count, batch, self.proj_size or self.hidden_size)
         want_c = (count, batch, self.hidden_size)

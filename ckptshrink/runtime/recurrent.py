@@ -81,12 +81,21 @@ class FactoredRNN(nn.Module):
         model.train(self.training)
         return model
 
-    def _check_width(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor) -> None:
+        """Check what torch's layer checks, and say it as torch does."""
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
+            )
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
                 f"got {x.shape[-1]}"
             )
+        if x.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
     def _wants_gradients(self, *tensors: Tensor) -> bool:
         given = (*tensors, *self.parameters())

@@ -380,3 +380,25 @@ def test_shapes_that_disagree_are_refused_as_by_torch() -> None:
         lstm(x, (torch.zeros(2, 3, 6), torch.zeros(1, 3, 6)))
     with pytest.raises(ValueError, match="2D or 3D"):
         lstm(x[None])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_odd_inputs_end_as_they_do_with_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    lstm, _ = small()
+    ends = []
+    for module in (lstm, lstm.dense()):
+        try:
+            with torch.no_grad():
+                ends.append(str(tuple(module(torch.zeros(shape, dtype=dtype))[0].shape)))
+        except (RuntimeError, ValueError) as error:
+            ends.append(f"{type(error).__name__}: {str(error)[:40]}")
+    assert ends[0] == ends[1]
+
+
+def test_infinite_and_huge_inputs_come_to_the_same() -> None:
+    lstm, x = small()
+    x[0, 1], x[1, 2], x[2, 0] = float("inf"), float("nan"), 1e30
+    with torch.no_grad():
+        got, want = lstm(x)[0], lstm.dense()(x)[0]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6, equal_nan=True)
