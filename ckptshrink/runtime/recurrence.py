@@ -74,6 +74,7 @@ class Recurrence:
         self.taken: set[str] = set()
         self._watch = Watch()
         self._runners: dict[str, Runner] = {}
+        self._routes: dict[tuple[object, ...], str] = {}
 
     def __reduce__(self) -> tuple[type["Recurrence"], tuple[str]]:
         """Copy and pickle the route alone: matrices in oneDNN's own order can be neither."""
@@ -111,7 +112,11 @@ class Recurrence:
             sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes
             flat = x.reshape(-1, x.shape[-1])
             self._forget_changed(weights)
-            route = self._choice(weights, flat, sizes)
+            # what the choice depends on while the weights are the same
+            key = (sizes[0], sizes[-1], min(len(sizes), _TRIAL_STEPS), torch.get_num_threads())
+            if key not in self._routes:
+                self._routes[key] = self._choice(weights, flat, sizes)
+            route = self._routes[key]
             self.taken.add(route)
             out, h, c = self._runner(route, weights, sizes[0])(flat, h, c, sizes, reverse)
         return (out if batch_sizes is not None else out.view(*x.shape[:2], -1)), h, c
@@ -171,10 +176,12 @@ class Recurrence:
         """Let go of what was prepared."""
         self._watch.forget()
         self._runners.clear()
+        self._routes.clear()
 
     def _forget_changed(self, weights: LSTMWeights) -> None:
         if self._watch.changed(weights.tensors()):
             self._runners.clear()
+            self._routes.clear()
 
     def _runner(self, route: str, weights: LSTMWeights, batch: int) -> Runner:
         name = route
