@@ -217,7 +217,7 @@ def _dense(weights: LSTMWeights) -> Runner:
     if not (isinstance(wi, LowRank) and _narrows(wi)):
         wi = dense(wi).detach().contiguous()
     wh = dense(wh).detach().contiguous()
-    through = steps.Prepared.of(replace(weights, wi=wi, wh=wh, joint=None), fused=False)
+    through: steps.Prepared | None = None  # copies the weights, so made where it is run only
     narrow = Constant(wi.V) if isinstance(wi, LowRank) else None
     flat = [wi.U.detach() if isinstance(wi, LowRank) else dense(wi), wh]
     bias = weights.total_bias
@@ -232,6 +232,9 @@ def _dense(weights: LSTMWeights) -> Runner:
         # torch's kernel orders its weights anew at each call; it knows neither clips nor one
         # direction that is the backward one, and with a projection it is a loop itself
         if not plain or len(sizes) == 1 or (reverse and sizes[0] != sizes[-1]):
+            nonlocal through
+            if through is None:
+                through = steps.Prepared.of(replace(weights, wi=wi, wh=wh, joint=None), fused=False)
             return steps.run(through, x, h, c, sizes, reverse=reverse)
         if narrow is not None:
             x = narrow(x)
