@@ -9,7 +9,8 @@ import torch
 from ckptshrink import Request, Settings, Size, Target, compress
 from ckptshrink.events import Progress
 from ckptshrink.payload import Compute
-from ckptshrink.runtime.bench import Cell, bench, cells_of, dense_runs, factored_run
+from ckptshrink.runtime.bench import bench, dense_runs, factored_run
+from ckptshrink.runtime.cells import Cell, cells_of
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 CPU = torch.device("cpu")
