@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ckptshrink.runtime.layer import LSTMWeights
 from ckptshrink.runtime.recurrence import Recurrence
-from ckptshrink.runtime.weights import Weight, rank_of, shape_of
+from ckptshrink.runtime.weights import Weight, held, rank_of, shape_of
 
 
 class ProjectedLSTM(nn.Module):
@@ -43,10 +43,10 @@ class ProjectedLSTM(nn.Module):
         reverse: bool = False,
     ) -> None:
         super().__init__()
-        self.wi = _held(wi)
-        self.wh = _held(wh)
+        self.wi = held(wi)
+        self.wh = held(wh)
         self.bias = nn.Parameter(bias)
-        self.proj = None if proj is None else _held(proj)
+        self.proj = None if proj is None else held(proj)
         self.cell_clip = cell_clip
         self.proj_clip = proj_clip
         self.reverse = reverse
@@ -195,7 +195,3 @@ def _rows(kept: Tensor, zeros: Tensor, order: Tensor | None) -> Tensor:
 
 def _ordered(rows: Tensor, order: Tensor | None) -> Tensor:
     return rows if order is None else rows.index_select(0, order)
-
-
-def _held(weight: Weight) -> Weight:
-    return nn.Parameter(weight) if isinstance(weight, Tensor) else weight

@@ -12,12 +12,13 @@ from ckptshrink.errors import LayoutError
 from ckptshrink.gates import GateMatrix
 from ckptshrink.runtime.gru import FactoredGRU
 from ckptshrink.runtime.linear import FactoredEmbedding, FactoredLinear
+from ckptshrink.runtime.linears import dense_linear
 from ckptshrink.runtime.lstm import FactoredLSTM
 from ckptshrink.runtime.opened import Opened
 from ckptshrink.runtime.qrnn import WINDOWS, QRNNLayer
 from ckptshrink.runtime.split_softmax import SplitSoftmax, awd_splits
 from ckptshrink.runtime.state import owners_of
-from ckptshrink.runtime.weights import Weight, shape_of
+from ckptshrink.runtime.weights import Weight, as_parameter, shape_of
 
 Layer: TypeAlias = FactoredLSTM | FactoredGRU | QRNNLayer
 
@@ -164,7 +165,7 @@ class _Finder:
             if isinstance(weight, Tensor):
                 if weight.dtype not in _DTYPES:
                     raise _unfit(f"{name} is of dtype {weight.dtype}")
-                weight = _parameter(weight)
+                weight = as_parameter(weight)
             self._taken[owner] = weight
         return self._taken[owner]
 
@@ -253,21 +254,11 @@ def _embedding(weight: Weight) -> nn.Embedding | FactoredEmbedding:
         return FactoredEmbedding(weight)
     m, n = weight.shape
     embedding = nn.Embedding(m, n, device="meta")
-    embedding.weight = _parameter(weight)
+    embedding.weight = as_parameter(weight)
     return embedding
 
 
 def _linear(weight: Weight, bias: Tensor | None) -> nn.Linear | FactoredLinear:
-    if not isinstance(weight, Tensor):
-        return FactoredLinear(weight, bias)
-    m, n = weight.shape
-    linear = nn.Linear(n, m, bias=bias is not None, device="meta")
-    linear.weight = _parameter(weight)
-    if bias is not None:
-        linear.bias = _parameter(bias)
-    return linear
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    """Return a tensor as a parameter; one that is a parameter itself, since it may be tied."""
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+    if isinstance(weight, Tensor):
+        return dense_linear(weight, bias)
+    return FactoredLinear(weight, bias)

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptshrink.errors import LayoutError
-from ckptshrink.linalg.factors import Options
-from ckptshrink.linalg.svd import svd
-from ckptshrink.runtime.weights import LowRank, PerGate
+from ckptshrink.runtime.weights import LowRank, PerGate, as_parameter, factorized
 
 
 class FactoredLinear(nn.Module):
@@ -35,9 +33,7 @@ class FactoredLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = weight
-        if bias is not None and not isinstance(bias, nn.Parameter):
-            bias = nn.Parameter(bias)
-        self.register_parameter("bias", bias)
+        self.register_parameter("bias", None if bias is None else as_parameter(bias))
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int) -> "FactoredLinear":
@@ -175,9 +171,7 @@ def refusal(embedding: nn.Embedding) -> str | None:
 
 
 def _factorized(weight: Tensor, rank: int) -> LowRank:
-    factors = svd(weight.detach(), rank, Options())
-    learns = weight.requires_grad
-    return LowRank(nn.Parameter(factors.U, learns), nn.Parameter(factors.V, learns))
+    return factorized(weight, rank).requires_grad_(weight.requires_grad)
 
 
 def _multiplied(weight: LowRank | PerGate) -> nn.Parameter:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptshrink.runtime.linear import FactoredEmbedding, FactoredLinear
-from ckptshrink.runtime.weights import LowRank, PerGate, Weight, dense, shape_of
+from ckptshrink.runtime.weights import LowRank, PerGate, Weight, as_parameter, dense
 
 
 class StackedLinear(nn.Module):
@@ -40,11 +40,16 @@ def linear_of(weight: Weight, bias: Tensor | None = None) -> nn.Module:
         if bias is not None:
             biases = [b.clone() for b in bias.chunk(len(pairs))]
         return StackedLinear(map(FactoredLinear, pairs, biases))
-    m, n = shape_of(weight)
+    return dense_linear(weight, bias)
+
+
+def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return the `nn.Linear` of a weight and a bias; they are not copied."""
+    m, n = weight.shape
     layer = nn.Linear(n, m, bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight)
+    layer.weight = as_parameter(weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias)
+        layer.bias = as_parameter(bias)
     return layer
 
 

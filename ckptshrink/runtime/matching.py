@@ -96,7 +96,7 @@ def match_names(tensors: Mapping[str, Tensor], opened: Opened, prefix: str) -> M
     facts = opened.facts
     state = owners_of(facts)
     # a pickled module has tensors beside its state dict; the user's module may well hold them
-    owners = {name: _followed(facts.tied, name) for name in facts.shapes} | state
+    owners = {name: facts.owner(name) for name in facts.shapes} | state
     groups: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault(id(tensor), []).append(name)
@@ -129,15 +129,6 @@ def match_names(tensors: Mapping[str, Tensor], opened: Opened, prefix: str) -> M
         path=str(facts.path),
         hint=_hint(tensors, owners, missing, len(entries)),
     )
-
-
-def _followed(tied: Mapping[str, str], name: str) -> str:
-    """Return the name under which the values of a tensor are stored."""
-    seen = {name}
-    while (following := tied.get(name, name)) not in seen:
-        name = following
-        seen.add(name)
-    return name
 
 
 def _disputed(opened: Opened, given: Mapping[str, str]) -> list[str]:

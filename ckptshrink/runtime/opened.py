@@ -4,7 +4,7 @@ Both look the same from here: names are the source's, and a matrix is asked for 
 W (m, n) of ``y = W x``, however it is stored.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,14 @@ class Facts:
     tied: Mapping[str, str]
     sidecars: Mapping[str, Path]
     container: Mapping[str, Any]
+
+    def owner(self, name: str) -> str:
+        """Return the name under which the values of a tensor are stored, past every tie."""
+        seen = {name}
+        while (following := self.tied.get(name, name)) not in seen:
+            name = following
+            seen.add(name)
+        return name
 
 
 class _Values(Protocol):
@@ -221,8 +229,3 @@ def _pair(factors: Factors, matrix: GateMatrix) -> LowRank:
     if matrix.layout.transposed:
         U, V = V.T, U.T
     return LowRank(U.contiguous(), V.contiguous())
-
-
-def with_role(matrices: Iterable[GateMatrix], *roles: str) -> tuple[GateMatrix, ...]:
-    """Return the matrices of some roles, in order."""
-    return tuple(m for m in matrices if m.role in roles)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ckptshrink.errors import LayoutError, RankError
-from ckptshrink.linalg.factors import Options
-from ckptshrink.linalg.svd import svd
-from ckptshrink.runtime.weights import LowRank, Weight, rank_of
+from ckptshrink.runtime import weights
+from ckptshrink.runtime.weights import LowRank, Weight, held, rank_of
 
 _KINDS: Final = ("weight_ih", "weight_hh", "weight", "weight_hr")
 _SHOWN: Final[Mapping[str, Any]] = {
@@ -53,9 +52,7 @@ class FactoredRNN(nn.Module):
         self._runners = runners
 
     def _hold(self, name: str, weight: Weight) -> None:
-        if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
-            weight = nn.Parameter(weight)
-        setattr(self, name, weight)
+        setattr(self, name, held(weight))
 
     def _ends(self) -> Iterator[str]:
         """Yield how the names of each layer and direction end, in torch's order."""
@@ -172,16 +169,9 @@ def weight_names(model: nn.RNNBase) -> list[str]:
 
 
 def factorized(name: str, W: Tensor, r: int) -> LowRank:
-    """Return the best pair of a rank, by truncated SVD.
-
-    Raises
-    ------
-    RankError
-        The rank is out of range; names the weight.
-    """
+    """Return the best pair of a rank; a rank out of range is an error that names the weight."""
     _check_rank(name, r, *W.shape)
-    factors = svd(W.detach(), r, Options())
-    return LowRank(factors.U, factors.V)
+    return weights.factorized(W, r)
 
 
 def drawn(shape: Sequence[int], bound: float, device: Any, dtype: Any) -> Tensor:
@@ -206,7 +196,7 @@ def drawn_pair(
 
 
 def check_shapes(
-    kind: str, want: Mapping[str, tuple[int, ...]], weights: Mapping[str, Weight]
+    kind: str, want: Mapping[str, tuple[int, ...]], given: Mapping[str, Weight]
 ) -> None:
     """Check that weights are those that a layer of their sizes has.
 
@@ -215,7 +205,7 @@ def check_shapes(
     LayoutError
         One is missing, or is too many, or has another shape.
     """
-    got = {name: tuple(weight.shape) for name, weight in weights.items()}
+    got = {name: tuple(weight.shape) for name, weight in given.items()}
     for name in {**want, **got}:
         if want.get(name) != got.get(name):
             raise LayoutError(

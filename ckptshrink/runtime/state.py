@@ -46,18 +46,9 @@ def owners_of(facts: Facts) -> dict[str, str]:
     structure = facts.container.get("structure")
     listed = [name for name in tensors_in(structure) if name in facts.shapes]
     names = dict.fromkeys(listed or facts.shapes)
-    owners = {name: _followed(facts, name) for name in names}
+    owners = {name: facts.owner(name) for name in names}
     for notes in (facts.container.get("metadata") or {}).values():
         for name, owner in (notes or {}).items():
             if name not in owners and owner in owners:
                 owners[name] = owners[owner]
     return owners
-
-
-def _followed(facts: Facts, name: str) -> str:
-    """Return the name under which the values of a tensor are stored."""
-    seen = {name}
-    while (following := facts.tied.get(name, name)) not in seen:
-        name = following
-        seen.add(name)
-    return name

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ckptshrink.errors import LayoutError, RankError
+from ckptshrink.linalg.factors import Options
+from ckptshrink.linalg.svd import svd
 
 
 class Product(nn.Module):
@@ -131,8 +133,7 @@ class LowRank(Product):
         super().__init__()
         if U.ndim != 2 or V.ndim != 2 or U.shape[1] != V.shape[0]:
             raise RankError(f"{tuple(U.shape)} and {tuple(V.shape)} are no pair U (m, r), V (r, n)")
-        self.U = U if isinstance(U, nn.Parameter) else nn.Parameter(U)
-        self.V = V if isinstance(V, nn.Parameter) else nn.Parameter(V)
+        self.U, self.V = as_parameter(U), as_parameter(V)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -220,7 +221,29 @@ class PerGate(Product):
         return torch.cat([pair.dense() for pair in self.pairs()])
 
 
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    """Return a tensor as a parameter; one that is a parameter as it is, since it may be shared."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+
+
+def factorized(W: Tensor, r: int) -> LowRank:
+    """Return the best pair of a rank, by truncated SVD.
+
+    Raises
+    ------
+    RankError
+        The rank is not within 1 .. min(m, n).
+    """
+    factors = svd(W.detach(), r, Options())
+    return LowRank(factors.U, factors.V)
+
+
 Weight: TypeAlias = Tensor | LowRank | PerGate
+
+
+def held(weight: Weight) -> Weight:
+    """Return a weight as a module holds it: a tensor as a parameter, a pair as it is."""
+    return as_parameter(weight) if isinstance(weight, Tensor) else weight
 
 
 def dense(weight: Weight) -> Tensor:
