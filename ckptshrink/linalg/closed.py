@@ -8,7 +8,7 @@ from torch.nn.functional import normalize, pad
 
 from ckptshrink.linalg.factors import Factors
 from ckptshrink.linalg.nonnegative import least_direction, positive_vector
-from ckptshrink.linalg.products import Weight, sq_norm, times
+from ckptshrink.linalg.products import BLOCK, Weight, sq_norm, times
 from ckptshrink.linalg.rowspace import RowSpace, row_space
 from ckptshrink.linalg.svd import MANY, PYTHAGORAS, finished
 
@@ -33,9 +33,6 @@ _SAMPLE: Final = slice(None, None, 32)
 
 _ROUNDING: Final = 1e-4
 """Share of the squared error that rounding may have for a sample to tell it well enough."""
-
-_BLOCK: Final = 1 << 20
-"""Entries of a block whose squares are summed at a time."""
 
 _INSIDE: Final = 1e-5
 """Distance of a unit vector from a subspace below which it counts as lying in it."""
@@ -111,7 +108,7 @@ def _captured(images: Tensor, basis: Tensor) -> float:
     Rows of the basis are orthogonal, and of unit length up to rounding, which is accounted for.
     """
     factor = (2 - torch.linalg.vector_norm(basis, dim=1).double().square()).sqrt().to(images)
-    step = max(1, _BLOCK // images.shape[1])
+    step = max(1, BLOCK // images.shape[1])
     return sum(sq_norm(images[i : i + step] * factor) for i in range(0, len(images), step))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ckptshrink.errors import CorruptCheckpointError, NonFiniteError
 
-_BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 20
 """Elements of a block: 4 MiB of float32, which stays in cache between its uses."""
 
 _SMALL: Final = 1 << 20
@@ -82,7 +82,7 @@ class Weight:
 
     def slices(self) -> Iterator[slice]:
         """Yield slices that cover the long side."""
-        step = max(1, _BLOCK // self.short)
+        step = max(1, BLOCK // self.short)
         return (slice(i, i + step) for i in range(0, max(self.shape), step))
 
     def block(self, part: slice, dtype: torch.dtype) -> Tensor:
