@@ -1,0 +1,256 @@
+"""An ELMo's biLM in training: characters in, the next and the previous word out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ckptshrink.runtime.bilm import ProjectedLSTM
+from ckptshrink.runtime.character_cnn import CharacterCNN, Highway
+from ckptshrink.runtime.characters import BEGIN, END, MAX_CHARACTERS, CharacterIds
+from ckptshrink.training.recipe import Recipe
+from ckptshrink.training.regularized import locked
+from ckptshrink.training.streams import Streams, Window
+from ckptshrink.training.trainer import Step
+
+_N_CHARACTERS = 262
+"""Ids of characters, 0 being padding."""
+
+_IGNORED = -100
+"""Target that counts for nothing; the number that torch's cross entropy takes for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BiLMSizes:
+    """Sizes of a biLM, in the words of options.json.
+
+    Attributes
+    ----------
+    dim, projection_dim : int
+        Cells H, and size P of the state.
+    n_layers : int
+    filters : tuple of (int, int)
+        Width and number of each convolution; F in all.
+    n_highway : int
+    char_dim : int
+    cell_clip, proj_clip : float
+    """
+
+    dim: int
+    projection_dim: int
+    n_layers: int = 2
+    filters: tuple[tuple[int, int], ...] = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
+    n_highway: int = 2
+    char_dim: int = 16
+    cell_clip: float = 3.0
+    proj_clip: float = 3.0
+
+    @property
+    def n_filters(self) -> int:
+        """F, the filters of all convolutions."""
+        return sum(n for _, n in self.filters)
+
+    def options(self) -> dict[str, Any]:
+        """Return options.json as bilm-tf and AllenNLP read it."""
+        return {
+            "lstm": {
+                "use_skip_connections": True,
+                "projection_dim": self.projection_dim,
+                "cell_clip": self.cell_clip,
+                "proj_clip": self.proj_clip,
+                "dim": self.dim,
+                "n_layers": self.n_layers,
+            },
+            "char_cnn": {
+                "activation": "relu",
+                "filters": [list(pair) for pair in self.filters],
+                "n_highway": self.n_highway,
+                "embedding": {"dim": self.char_dim},
+                "n_characters": _N_CHARACTERS,
+                "max_characters_per_token": MAX_CHARACTERS,
+            },
+        }
+
+
+class BiLM(nn.Module):
+    """A biLM with its softmax over words, which both directions share.
+
+    A batch has two halves of columns, as `streams_both_ways` makes them: the first half is read
+    forwards, the second has its text in reverse and is read by the backward layers.
+
+    Parameters
+    ----------
+    sizes : BiLMSizes
+    words : sequence of str
+        The vocabulary of the softmax, ``<S>`` and ``</S>`` in it.
+    dropout : float
+        Between layers, and of the output; one mask for all steps of a window.
+
+    Source
+    ------
+    Peters et al. 2018; the layout and the borders of sentences are bilm-tf's.
+    """
+
+    characters: Tensor
+
+    def __init__(self, sizes: BiLMSizes, words: Sequence[str], *, dropout: float = 0.1) -> None:
+        super().__init__()
+        if not {BEGIN, END} <= set(words):
+            raise ValueError(f"the vocabulary lacks {BEGIN} or {END}")
+        if sizes.n_filters == sizes.projection_dim or sizes.dim == sizes.projection_dim:
+            # bilm-tf leaves out a projection between equal sizes, and AllenNLP always reads it
+            raise ValueError("filters, cells and projection must differ in number")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"a dropout lies in [0, 1), and is {dropout}")
+        self.sizes = sizes
+        self.dropout = dropout
+        self.begin, self.end = words.index(BEGIN), words.index(END)
+        ids = CharacterIds()
+        table = torch.tensor([ids.word(word) for word in words])  # (V, C)
+        self.register_buffer("characters", table, persistent=False)
+        self.embedding = _character_cnn(sizes)
+        self.forward_layers = nn.ModuleList(_lstm(sizes) for _ in range(sizes.n_layers))
+        self.backward_layers = nn.ModuleList(_lstm(sizes) for _ in range(sizes.n_layers))
+        self.softmax = nn.Linear(sizes.projection_dim, len(words))
+        nn.init.normal_(self.softmax.weight, std=sizes.projection_dim**-0.5)
+        nn.init.zeros_(self.softmax.bias)
+
+    def start(self, batch: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return zeros for every layer, the forward ones first; `batch` has both halves."""
+        like = self.softmax.weight
+        rows = batch // 2
+        return tuple(
+            (like.new_zeros(rows, lstm.state), like.new_zeros(rows, lstm.hidden))
+            for lstm in (*self._stack(0), *self._stack(1))
+        )
+
+    def forward(
+        self, tokens: Tensor, state: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+        """Return outputs (T, B, P) of the last layers for words (T, B), and the states."""
+        steps, batch = tokens.shape
+        x = self.embedding(self.characters[tokens.flatten()]).view(steps, batch, -1)
+        x = locked(x, self._p())
+        outputs, after = [], []
+        n = self.sizes.n_layers
+        for k, half in enumerate(x.chunk(2, dim=1)):
+            out, states = self._run(self._stack(k), half, state[k * n : (k + 1) * n])
+            outputs.append(out)
+            after += states
+        return torch.cat(outputs, dim=1), tuple(after)
+
+    def step(self, window: Window, state: Any, recipe: Recipe) -> Step:
+        """Return the loss of a window, mean of both directions."""
+        nats, count, after = self._nats(window, state)
+        return Step(nats / count, float(nats.detach()), count, after)
+
+    @torch.no_grad()
+    def score(self, window: Window, state: Any) -> tuple[float, int, Any]:
+        """Return the summed loss of a window in nats, its number of targets, and the state."""
+        nats, count, after = self._nats(window, state)
+        return float(nats), count, after
+
+    def score_directions(self, window: Window, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the summed loss (2,) of each direction in nats, targets (2,), and the state."""
+        with torch.no_grad():
+            out, after = self(window.tokens, state)
+            targets = self._targets(window)
+            logits = self.softmax(out).float()
+            each = nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="none"
+            ).view_as(targets)
+        nats = torch.stack([half.double().sum() for half in each.chunk(2, dim=1)])
+        counts = torch.stack([(half != _IGNORED).sum() for half in targets.chunk(2, dim=1)])
+        return nats, counts, after
+
+    def _nats(self, window: Window, state: Any) -> tuple[Tensor, int, Any]:
+        out, after = self(window.tokens, state)
+        out = locked(out, self._p())
+        targets = self._targets(window)
+        logits = self.softmax(out).flatten(0, 1)
+        nats = nn.functional.cross_entropy(
+            logits.float(), targets.flatten(), ignore_index=_IGNORED, reduction="sum"
+        )
+        detached = tuple((h.detach(), c.detach()) for h, c in after)
+        return nats, int((targets != _IGNORED).sum()), detached
+
+    def _targets(self, window: Window) -> Tensor:
+        """Return the targets without the border that always follows the other one."""
+        targets = window.targets.clone()
+        forward, backward = targets.chunk(2, dim=1)
+        ahead, behind = window.tokens.chunk(2, dim=1)
+        forward[(ahead == self.end) & (forward == self.begin)] = _IGNORED
+        backward[(behind == self.begin) & (backward == self.end)] = _IGNORED
+        return targets
+
+    def _run(
+        self, stack: Sequence[ProjectedLSTM], x: Tensor, state: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Run the layers of a direction on x (T, B, P)."""
+        steps, batch = x.shape[:2]
+        after = []
+        for number, (lstm, (h, c)) in enumerate(zip(stack, state, strict=True)):
+            out, h, c = lstm(x.flatten(0, 1), [batch] * steps, h, c)
+            after.append((h, c))
+            out = out.view(steps, batch, -1)
+            out = out + x if number > 0 else out
+            x = locked(out, self._p()) if number < len(stack) - 1 else out
+        return x, after
+
+    def _stack(self, direction: int) -> Sequence[ProjectedLSTM]:
+        layers: Any = (self.forward_layers, self.backward_layers)[direction]
+        return list(layers)
+
+    def _p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+def streams_both_ways(text: Tensor, batch: int) -> Streams:
+    """Return streams whose first `batch` columns are a text's pieces, and the others its reverse's.
+
+    Raises
+    ------
+    ValueError
+        As of `Streams.of`.
+    """
+    forward, backward = Streams.of(text, batch), Streams.of(text.flip(0), batch)
+    return Streams(torch.cat([forward.tokens, backward.tokens], dim=1))
+
+
+def _lstm(sizes: BiLMSizes) -> ProjectedLSTM:
+    h, p = sizes.dim, sizes.projection_dim
+
+    def drawn(*shape: int) -> Tensor:
+        return nn.init.xavier_uniform_(torch.empty(shape))
+
+    bias = torch.zeros(4 * h)
+    bias[h : 2 * h] = 1.0  # of the forget gate, which the file does not have; see `bilm_hdf5`
+    return ProjectedLSTM(
+        drawn(4 * h, p), drawn(4 * h, p), bias, drawn(p, h),
+        cell_clip=sizes.cell_clip, proj_clip=sizes.proj_clip,
+    )  # fmt: skip
+
+
+def _character_cnn(sizes: BiLMSizes) -> CharacterCNN:
+    f = sizes.n_filters
+    embedding = nn.Embedding(_N_CHARACTERS, sizes.char_dim, padding_idx=0)
+    nn.init.uniform_(embedding.weight[1:], -1.0, 1.0)
+    convolutions = []
+    for width, n in sizes.filters:
+        conv = nn.Conv1d(sizes.char_dim, n, width)
+        nn.init.uniform_(conv.weight, -0.05, 0.05)  # bilm-tf's, for relu
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        convolutions.append(conv)
+    highways = []
+    for _ in range(sizes.n_highway):
+        highway = Highway(nn.Linear(f, f), nn.Linear(f, f))
+        for linear, bias in ((highway.carry, -2.0), (highway.transform, 0.0)):
+            nn.init.normal_(linear.weight, std=f**-0.5)  # type: ignore[arg-type]
+            nn.init.constant_(linear.bias, bias)  # type: ignore[arg-type]
+        highways.append(highway)
+    projection = nn.Linear(f, sizes.projection_dim)
+    nn.init.normal_(projection.weight, std=f**-0.5)
+    nn.init.zeros_(projection.bias)
+    return CharacterCNN(embedding, convolutions, "relu", highways, projection)
