@@ -14,7 +14,10 @@
     │   ├── NothingMatchedError         a target names no tensor of the checkpoint
     │   └── RankError                   a rank is out of range (also a ValueError)
     ├── OutputError                     the target exists, can't be written, or lost its space
-    └── ManifestMismatchError           an artefact differs from its manifest
+    ├── ManifestMismatchError           an artefact differs from its manifest
+    ├── EvaluationInputError            what an evaluation needs beside the model: data, vocabulary,
+    │                                   results of another run, an interpreter
+    └── EvaluationError                 an evaluation that failed: crash, time-out, nonsense
 
 Messages say what and where in one line; `hint` says what to do next. A failed
 gate or a difference that `verify` found is a result, not an exception.
@@ -119,6 +122,31 @@ class OutputError(CkptshrinkError):
 
 class ManifestMismatchError(CkptshrinkError):
     """An artefact's manifest is missing, unreadable, or not the one its files belong to."""
+
+
+class EvaluationInputError(CkptshrinkError):
+    """Data, a vocabulary, results or an interpreter that an evaluation needs can't be used."""
+
+
+class EvaluationError(CkptshrinkError):
+    """An evaluation failed: it crashed, took too long, or what came out makes no sense.
+
+    Parameters
+    ----------
+    log : str
+        The end of what it wrote while it ran.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        hint: str | None = None,
+        log: str = "",
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.log = log
 
 
 def printable(text: str) -> str:

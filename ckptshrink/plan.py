@@ -34,6 +34,10 @@ StoredDtype = Literal["keep", "float16", "bfloat16"]
 DTYPE_CODES: Final[dict[str, str]] = {"float16": "F16", "bfloat16": "BF16"}
 
 
+NOT_TARGETED: Final = "not targeted"
+"""Reason of a matrix that stays dense because nothing asked for it."""
+
+
 class Frozen(BaseModel):
     """Base of every value that is written to a file: immutable, and strict about its keys."""
 

@@ -14,10 +14,18 @@ INPUT: Final = "Input"
 WHAT: Final = "What to compress"
 HOW_FAR: Final = "How far (one of them)"
 HOW: Final = "How"
+TASK: Final = "Task"
+LM: Final = "Language model (--task lm)"
+DOWNSTREAM: Final = "Downstream (--task sst5, snli, squad)"
+PROGRAM: Final = "A program, or a task of another package"
+SWEEP: Final = "Sweep"
+RULES: Final = "Rules"
 OUTPUT: Final = "Output"
 RUN: Final = "Run"
 
-_HEADINGS: Final = (INPUT, WHAT, HOW_FAR, HOW, OUTPUT, RUN)
+_HEADINGS: Final = (
+    INPUT, WHAT, HOW_FAR, HOW, RULES, TASK, LM, DOWNSTREAM, PROGRAM, SWEEP, OUTPUT, RUN,
+)  # fmt: skip
 
 
 class Option(click.Option):

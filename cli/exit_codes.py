@@ -4,13 +4,20 @@ from typing import Final
 
 import click
 
-from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputError, PlanError
+from ckptshrink.errors import (
+    CheckpointError,
+    EvaluationError,
+    EvaluationInputError,
+    ManifestMismatchError,
+    OutputError,
+    PlanError,
+)
 
 DONE: Final = 0
 """Done as asked."""
 
 NO: Final = 1
-"""The run went well and its answer is no: `verify` found a difference."""
+"""The answer is no: `verify` found a difference, a gate failed, an evaluation failed."""
 
 USAGE: Final = 2
 """The command line can't be understood."""
@@ -20,6 +27,9 @@ INPUT: Final = 3
 
 OUTPUT: Final = 4
 """The target exists, can't be written, or there is no room for it."""
+
+INCONCLUSIVE: Final = 5
+"""There are too few examples for the gate to say yes or no."""
 
 BUG: Final = 70
 """Anything that nobody foresaw: a bug of ours."""
@@ -32,6 +42,8 @@ _STATUS_OF: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (CheckpointError, INPUT),
     (PlanError, INPUT),
     (ManifestMismatchError, INPUT),
+    (EvaluationInputError, INPUT),
+    (EvaluationError, NO),
     (OutputError, OUTPUT),
 )
 

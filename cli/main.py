@@ -23,6 +23,8 @@ COMMANDS: Final[dict[str, str]] = {
     "compress": "Write a smaller checkpoint.",
     "verify": "Prove that an artefact is what its manifest says.",
     "restore": "Write the dense checkpoint again, from an artefact alone.",
+    "eval": "Score models on a task, alone, beside a baseline, or in a sweep.",
+    "gate": "Decide whether a smaller model is good enough beside its baseline.",
     "bench": "Measure how much faster a model runs as it is stored than dense.",
     "completion": "Print the script that completes commands in a shell.",
 }
@@ -78,8 +80,8 @@ class LazyGroup(click.Group):
     """,
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
-    epilog="""Exit status: 0 done, 1 the answer is no, 2 usage, 3 input, 4 output, 70 a bug of
-    ours.""",
+    epilog="""Exit status: 0 done, 1 the answer is no, 2 usage, 3 input, 4 output, 5 inconclusive,
+    70 a bug of ours.""",
 )
 @click.version_option(__version__, "--version", prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context

@@ -66,7 +66,7 @@ def _complete_method(
     return [CompletionItem(name) for name in METHODS.names() if name.startswith(incomplete)]
 
 
-def _method(name: str) -> str:
+def method_name(name: str) -> str:
     """Return the name of a factorizer, built in or installed, without importing it."""
     from ckptshrink.linalg.methods import METHODS
 
@@ -85,7 +85,7 @@ def _target(text: str) -> "Target":
 
     target = parse_target(text)
     if target.method is not None:
-        _method(target.method)
+        method_name(target.method)
     return target
 
 
@@ -223,7 +223,7 @@ request_options: Final = together(
     option(HOW_FAR, "--budget", metavar="SIZE", callback=parsed(_budget),
            help="Bytes of the whole model (25MB, 25MiB), or a share of the source (0.3). The ranks "
            "are chosen so that the summed squared error is least."),
-    option(HOW, "--method", callback=parsed(_method), shell_complete=_complete_method,
+    option(HOW, "--method", callback=parsed(method_name), shell_complete=_complete_method,
            metavar="METHOD", help="svd (default), semi-nmf, prune, or one that is installed."),
     option(HOW, "--grouping", type=click.Choice(["stacked", "per-gate"]), metavar="GROUPING",
            help="Factorize the gates of a matrix stacked (default), or each alone: per-gate."),

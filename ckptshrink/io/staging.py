@@ -12,8 +12,8 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final
@@ -154,6 +154,27 @@ class Staging:
         with os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder that a job fills file by file, and keep other jobs out of it meanwhile.
+
+    Raises
+    ------
+    OutputError
+        It can't be made, or another job has it.
+    """
+    with os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _locked(folder)
+    except BlockingIOError as error:
+        raise OutputError("another run is at work in it", path=folder) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def check_target(

@@ -6,7 +6,7 @@ from ckptshrink.gates import GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
 from ckptshrink.io.structure import tensors_in
 from ckptshrink.layouts import Recognition
-from ckptshrink.plan import PlanItem
+from ckptshrink.plan import NOT_TARGETED, PlanItem
 from ckptshrink.planning.choice import kept_row
 from ckptshrink.tensors import FACTORABLE, TensorRef
 
@@ -27,7 +27,7 @@ def untouched_rows(
     for name, ref in checkpoint.tensors.items():
         for matrix in by_source.get(name, ()):
             if matrix.key not in chosen:
-                rows[matrix.key] = kept_row(matrix, ref.dtype, "not targeted")
+                rows[matrix.key] = kept_row(matrix, ref.dtype, NOT_TARGETED)
         if name not in by_source:
             row = _plain_row(ref, recognition, compressed)
             if row.action == "tied":

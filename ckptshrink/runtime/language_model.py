@@ -206,24 +206,49 @@ class LanguageModel(nn.Module):
         LayoutError
             As of `log_probs`.
         """
+        nll, after = self.score_words(tokens, targets, state)
+        return nll.sum(), after
+
+    def score_words(
+        self, tokens: Tensor, targets: Tensor, state: State | None = None
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Return the negative log likelihood of each word that follows, in bounded memory.
+
+        Parameters
+        ----------
+        tokens, targets, state
+            As of `score`.
+
+        Returns
+        -------
+        nll : (T, B), float64
+            Of each target, in nats.
+        state : tuple
+
+        Raises
+        ------
+        ValueError, LayoutError
+            As of `score`.
+        """
         if tokens.shape != targets.shape or tokens.dim() != 2:
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and targets {tuple(targets.shape)} are to be (T, B)"
             )
         self._check_words(targets)
         after = self.initial_state(tokens.shape[1]) if state is None else tuple(state)
-        total = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        nll = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
         if tokens.numel() == 0:
-            return total, after
+            return nll, after
         size = next(self.parameters()).element_size()
         rows = max(1, _CHUNK_BYTES // (4 * max(self.hidden_sizes) * size))
         steps = max(1, rows // tokens.shape[1])
         with torch.no_grad():
             for start in range(0, len(tokens), steps):
-                output, after = self(tokens[start : start + steps], after)
-                wanted = targets[start : start + steps]
-                total += self._log_likelihood(output.flatten(0, 1), wanted.flatten())
-        return -total, after
+                part = slice(start, start + steps)
+                output, after = self(tokens[part], after)
+                found = self._log_likelihoods(output.flatten(0, 1), targets[part].flatten())
+                nll[part] = -found.view_as(nll[part])
+        return nll, after
 
     def generate(
         self,
@@ -317,19 +342,19 @@ class LanguageModel(nn.Module):
             return self.split.log_probs(hidden, self._logits_of, self.vocab_size)
         return log_softmax(self._decoded(hidden))
 
-    def _log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum of the targets' log probabilities in float64, for (N, E) and (N,)."""
+    def _log_likelihoods(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the targets' log probabilities (N,) in float64, for (N, E) and (N,)."""
         self._check_splits()
         rows = max(1, _CHUNK_BYTES // (self.vocab_size * max(4, hidden.element_size())))
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        found = torch.empty(len(targets), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), rows):
             some, wanted = hidden[start : start + rows], targets[start : start + rows]
             if self.split is not None:
-                found = self.split.log_prob_of(some, wanted, self._logits_of, self.vocab_size)
+                part = self.split.log_prob_of(some, wanted, self._logits_of, self.vocab_size)
             else:
-                found = log_softmax(self._decoded(some)).gather(1, wanted[:, None])
-            total += found.double().sum()
-        return total
+                part = log_softmax(self._decoded(some)).gather(1, wanted[:, None])[:, 0]
+            found[start : start + rows] = part
+        return found
 
     def _decoded(self, hidden: Tensor) -> Tensor:
         """Return the decoder's outputs (N, V) for (N, E)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW = ("torch", "h5py", "numpy", "pydantic", "rich", "safetensors")
+SLOW = ("torch", "h5py", "numpy", "pydantic", "rich", "safetensors", "scipy")
 
 PROGRAM = """
 import json, sys
@@ -39,6 +39,8 @@ def modules_after(*args: object) -> set[str]:
         ["compress", "--help"],
         ["plan", "--help"],
         ["verify", "--help"],
+        ["eval", "--help"],
+        ["gate", "--help"],
         ["completion", "zsh"],
     ],
     ids=" ".join,

@@ -30,6 +30,8 @@ EXPECTED = {
     errors.RankError: 3,
     errors.OutputError: 4,
     errors.ManifestMismatchError: 3,
+    errors.EvaluationInputError: 3,
+    errors.EvaluationError: 1,
 }
 
 
@@ -116,7 +118,7 @@ def test_the_help_lists_the_statuses(shrink: Shrink) -> None:
     listed = shrink("--help").out.partition("Exit status:")[2]
     named = [
         exit_codes.DONE, exit_codes.NO, exit_codes.USAGE, exit_codes.INPUT, exit_codes.OUTPUT,
-        exit_codes.BUG,
+        exit_codes.INCONCLUSIVE, exit_codes.BUG,
     ]  # fmt: skip
     assert all(f"{status} " in listed for status in named)
 

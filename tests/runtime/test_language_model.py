@@ -511,6 +511,24 @@ def test_the_score_is_the_sum_of_the_targets_log_probs(
         assert float(first + second) == pytest.approx(float(want), rel=1e-6)
 
 
+def test_every_word_has_a_score_of_its_own(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, splits in (("awd_lstm_bare.zip.pt", None), ("awd_lstm.zip.pt", [60, 90])):
+        model = load_language_model(fixtures / "torch" / name, splits=splits)
+        text = words(model, 40)
+        with torch.no_grad():
+            log_probs, end = model.log_probs(text[:-1])
+            want = -log_probs.gather(2, text[1:, :, None])[:, :, 0].double()
+        for limit in (1, 4000, 1 << 25):
+            monkeypatch.setattr(language_model, "_CHUNK_BYTES", limit)
+            got, state = model.score_words(text[:-1], text[1:])
+            assert got.dtype == torch.float64
+            assert not got.requires_grad
+            assert difference(got, want) <= 1e-5
+            for ours, theirs in zip(_tensors(state), _tensors(end), strict=True):
+                assert difference(ours, theirs) <= 1e-6
+            assert float(model.score(text[:-1], text[1:])[0]) == float(got.sum())
+
+
 def test_a_long_text_is_scored_in_bounded_memory(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,6 +555,7 @@ def test_a_text_without_a_word_scores_nothing(model: LanguageModel) -> None:
     empty = torch.zeros(0, 2, dtype=torch.int64)
     nll, state = model.score(empty, empty)
     assert float(nll) == 0
+    assert model.score_words(empty, empty)[0].shape == (0, 2)
     assert len(state) == 3
 
 
@@ -547,6 +566,8 @@ def test_words_and_shapes_out_of_range_are_refused(model: LanguageModel) -> None
         targets[3, 1] = wrong
         with pytest.raises(ValueError, match=f"{wrong} is no word"):
             model.score(text, targets)
+        with pytest.raises(ValueError, match=f"{wrong} is no word"):
+            model.score_words(text, targets)
     with pytest.raises(ValueError, match=r"\(T, B\)"):
         model.score(text, text[1:])
     with pytest.raises(ValueError, match=r"\(T, B\)"):
@@ -614,6 +635,7 @@ def test_a_split_softmax_without_splits_has_outputs_and_no_probabilities(fixture
     asked: list[Callable[[], Any]] = [
         lambda: model.log_probs(text),
         lambda: model.score(text, text),
+        lambda: model.score_words(text, text),
         lambda: model.generate([1], 2),
     ]
     for ask in asked:
