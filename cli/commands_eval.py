@@ -180,7 +180,7 @@ def _run_sweep(
     with (
         progress.shown(run) as listen,
         evaluating.evaluator_of(
-            task, given, device=device, threads=threads, train_elmo=source
+            task, given, device=device, threads=threads, origin=source, train_elmo=source
         ) as evaluator,
     ):
         swept = run_sweep(

@@ -47,6 +47,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "train_data": _DOWNSTREAM,
     "validation_data": _DOWNSTREAM,
     "python": _DOWNSTREAM,
+    "overrides": _DOWNSTREAM,
     "command": ("command",),
     "better": ("command",),
     "unit": ("command",),
@@ -146,6 +147,8 @@ task_options: Final = together(
     _file(DOWNSTREAM, "--validation-data", "What --train chooses its epoch by."),
     option(DOWNSTREAM, "--python", metavar="PROGRAM",
            help="Interpreter that has AllenNLP (default: this one)."),
+    option(DOWNSTREAM, "--overrides", metavar="JSON",
+           help="Changes of the archive's or the training's configuration, as of allennlp."),
     option(PROGRAM, "--command", metavar="COMMAND",
            help="Program that is given the path ({path}; {dense} for the restored checkpoint) and "
            "prints metrics as JSON."),
@@ -205,12 +208,15 @@ def evaluator_of(
     *,
     device: str,
     threads: int | None,
+    origin: "Subject | None" = None,
     train_elmo: "Subject | None" = None,
 ) -> "Iterator[Evaluator]":
     """Make the evaluator of a task from its options, and close it after.
 
     Parameters
     ----------
+    origin : Subject, optional
+        The source that is compressed: a task's model must have been trained over this ELMo.
     train_elmo : Subject, optional
         The ELMo over which ``--train`` trains.
     """
@@ -222,6 +228,8 @@ def evaluator_of(
             settings[key] = dict(settings.pop(name))
     if "train" in settings and train_elmo is not None:
         settings["train_elmo"] = train_elmo.path
+    elif task in _DOWNSTREAM and origin is not None and origin.kind == "source":
+        settings["elmo"] = origin.path
     settings |= dict(given["extra"])
     with usage_errors():
         make = EVALUATORS.get(task)
@@ -273,7 +281,12 @@ def run_evaluation(
     with (
         progress.shown(run) as listen,
         evaluator_of(
-            task, given, device=device, threads=threads, train_elmo=first or subjects[0]
+            task,
+            given,
+            device=device,
+            threads=threads,
+            origin=first,
+            train_elmo=first or subjects[0],
         ) as evaluator,
     ):
         return evaluate(
