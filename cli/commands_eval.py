@@ -177,16 +177,16 @@ def _run_sweep(
     from ckptshrink_cli import progress
 
     (source,) = evaluating.subjects_of([path], task=task)
-    with (
-        progress.shown(run) as listen,
-        evaluating.evaluator_of(
-            task, given, device=device, threads=threads, origin=source, train_elmo=source
-        ) as evaluator,
-    ):
-        swept = run_sweep(
-            source, grid, task, evaluator, out,
-            seed=given["seed"], compute=Compute(device, threads), listen=listen,
-        )  # fmt: skip
+    with progress.shown(run) as listen:
+        nested = progress.Nested(listen)
+        with evaluating.evaluator_of(
+            task, given, device=device, threads=threads, listen=nested.inside, origin=source,
+            train_elmo=source,
+        ) as evaluator:  # fmt: skip
+            swept = run_sweep(
+                source, grid, task, evaluator, out,
+                seed=given["seed"], compute=Compute(device, threads), listen=nested.jobs,
+            )  # fmt: skip
     record = swept.record
     if as_json:
         emit_json(record.model_dump(mode="json"))

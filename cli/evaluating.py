@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ckptshrink.evaluation.evaluator import Evaluator
     from ckptshrink.evaluation.run import Evaluated
     from ckptshrink.evaluation.subjects import Subject
+    from ckptshrink.events import Listener
 
 _DOWNSTREAM: Final = ("sst5", "snli", "squad")
 
@@ -208,6 +209,7 @@ def evaluator_of(
     *,
     device: str,
     threads: int | None,
+    listen: "Listener",
     origin: "Subject | None" = None,
     train_elmo: "Subject | None" = None,
 ) -> "Iterator[Evaluator]":
@@ -215,6 +217,8 @@ def evaluator_of(
 
     Parameters
     ----------
+    listen : callable
+        Told how far a model is.
     origin : Subject, optional
         The source that is compressed: a task's model must have been trained over this ELMo.
     train_elmo : Subject, optional
@@ -243,6 +247,7 @@ def evaluator_of(
                 device=device,
                 threads=threads,
                 settings=settings,
+                listen=listen,
             )
         )
     with evaluator as opened:
@@ -278,20 +283,15 @@ def run_evaluation(
     note = not_its_source(subjects, first)
     if note is not None:
         run.say(note)
-    with (
-        progress.shown(run) as listen,
-        evaluator_of(
-            task,
-            given,
-            device=device,
-            threads=threads,
-            origin=first,
+    with progress.shown(run) as listen:
+        nested = progress.Nested(listen)
+        with evaluator_of(
+            task, given, device=device, threads=threads, listen=nested.inside, origin=first,
             train_elmo=first or subjects[0],
-        ) as evaluator,
-    ):
-        return evaluate(
-            task, evaluator, subjects, baseline=first, seed=given["seed"], listen=listen
-        )
+        ) as evaluator:  # fmt: skip
+            return evaluate(
+                task, evaluator, subjects, baseline=first, seed=given["seed"], listen=nested.jobs
+            )
 
 
 def not_its_source(subjects: "Sequence[Subject]", baseline: "Subject | None") -> str | None:

@@ -55,6 +55,36 @@ class Lines:
         self._say(f"{share:4.0%} {progress.doing}")
 
 
+class Nested:
+    """Progress of jobs one after the other, each of which has a progress of its own.
+
+    Parameters
+    ----------
+    listen : callable
+        Told of both as one.
+    """
+
+    _PARTS: Final = 10_000
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+        self._job = Progress("", 0, 1)
+
+    def jobs(self, progress: Progress) -> None:
+        """Take how many jobs are done, and which one is next."""
+        self._job = progress
+        self._tell(progress.doing, 0.0)
+
+    def inside(self, progress: Progress) -> None:
+        """Take how far the job of the moment is."""
+        share = progress.done / progress.total if progress.total else 0.0
+        self._tell(f"{self._job.doing}: {progress.doing}", share)
+
+    def _tell(self, doing: str, share: float) -> None:
+        done = int((self._job.done + share) * self._PARTS)
+        self._listen(Progress(doing, done, self._job.total * self._PARTS))
+
+
 def _can_draw() -> bool:
     """Return whether standard error is a terminal that can move its cursor, with someone at it."""
     dumb = os.environ.get("TERM") in {None, "", "dumb"}

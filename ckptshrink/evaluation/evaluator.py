@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from ckptshrink.evaluation.examples import Examples
 from ckptshrink.evaluation.metrics import Metric
 from ckptshrink.evaluation.subjects import Subject
+from ckptshrink.events import Listener, silent
 from ckptshrink.registry import Registry
 
 EVALUATORS: Final = Registry(
@@ -48,6 +49,8 @@ class TaskOptions:
     settings : mapping
         What one task has and others have not, by the name of its option without dashes in front:
         ``{"vocab": Path("vocab.txt")}``. An evaluator refuses what it does not know.
+    listen : callable
+        Told, while a model is scored, how much of the data is done.
     """
 
     data: Path | None = None
@@ -58,6 +61,7 @@ class TaskOptions:
     device: str = "auto"
     threads: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    listen: Listener = silent
 
 
 @dataclass(frozen=True, slots=True)
