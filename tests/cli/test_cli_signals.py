@@ -38,7 +38,12 @@ def test_a_signal_ends_a_run_and_leaves_nothing(
     job = ["--target", "all", "--rank", "9", "--exact", "-o", str(tmp_path / "o")]
     args = ["compress", str(long_job), *job]
     process = subprocess.Popen(
-        [*command, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # under nohup the tests themselves ignore SIGHUP, and so would this process
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     wait_for(lambda: list(tmp_path.glob(".o.part-*")), 60)
     process.send_signal(number)
