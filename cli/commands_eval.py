@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from ckptshrink.evaluation.document import Evaluation, Outcome
     from ckptshrink.evaluation.grid import Grid
 
-_FIELDS: Final = (
-    "model", "role", "metric", "value", "stderr", "unit", "better", "n", "difference",
-    "relative_loss", "efficiency_lstm", "efficiency_model", "n_params_lstm", "n_params_model",
-    "nbytes", "failure",
-)  # fmt: skip
-"""Columns of the tab-separated form."""
-
 _SWEEP_ONLY: Final = ("target", "method", "grouping", "dtype")
 
 
@@ -216,9 +209,14 @@ def _grid(sweep: tuple[str, tuple[float | int, ...]], given: dict[str, Any]) -> 
 
 
 def _show(document: "Evaluation") -> None:
+    from ckptshrink.evaluation.rows import FIELDS, rows_of
     from ckptshrink_cli import render
 
-    rows = [row for outcome in document.outcomes for row in _rows(outcome)]
+    rows = [
+        {"model": outcome.model.name, "role": outcome.role} | row
+        for outcome in document.outcomes
+        for row in rows_of(outcome)
+    ]
     columns = (
         render.Column("model", lambda r: r["model"]),
         render.Column("metric", lambda r: r["metric"] or "failed"),
@@ -231,36 +229,7 @@ def _show(document: "Evaluation") -> None:
         render.Column("E(r) lstm", lambda r: _short(r["efficiency_lstm"]), True),
         render.Column("E(r) model", lambda r: _short(r["efficiency_model"]), True),
     )
-    render.show(rows, _FIELDS, columns)
-
-
-def _rows(outcome: "Outcome") -> Iterator[dict[str, Any]]:
-    model = outcome.model
-    row: dict[str, Any] = dict.fromkeys(_FIELDS)
-    row |= {
-        "model": model.name,
-        "role": outcome.role,
-        "n_params_lstm": model.n_params.lstm,
-        "n_params_model": model.n_params.model,
-        "nbytes": model.nbytes,
-    }
-    if outcome.failure is not None:
-        yield row | {"failure": outcome.failure.reason}
-    changes = {change.metric: change for change in outcome.changes}
-    for metric in outcome.metrics:
-        change = changes.get(metric.name)
-        more: dict[str, Any] = {}
-        if change is not None:
-            more = {
-                "difference": change.difference,
-                "relative_loss": change.relative_loss,
-                "efficiency_lstm": change.efficiency.get("lstm"),
-                "efficiency_model": change.efficiency.get("model"),
-            }
-        yield row | more | {
-            "metric": metric.name, "value": metric.number, "stderr": metric.stderr,
-            "unit": metric.unit, "better": metric.better, "n": metric.n,
-        }  # fmt: skip
+    render.show(rows, ("model", "role", *FIELDS), columns)
 
 
 def _value(value: float | None, unit: str | None) -> str:

@@ -1,6 +1,5 @@
 """How models are evaluated from the command line: the options of every task, and one run of it."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -61,14 +60,7 @@ _MOST: Final = 2**31 - 1
 def _task(name: str) -> str:
     from ckptshrink.evaluation.evaluator import EVALUATORS
 
-    names = EVALUATORS.names()
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        raise PlanError(
-            f"no task {name!r}; there are {', '.join(names)}",
-            hint=f"did you mean {close[0]}?" if close else None,
-        )
-    return name
+    return params.one_of("task", name, EVALUATORS.names())
 
 
 def _complete_task(

@@ -5,7 +5,7 @@ that is slow to import is needed to declare an option, since every ``--help`` do
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -70,11 +70,15 @@ def method_name(name: str) -> str:
     """Return the name of a factorizer, built in or installed, without importing it."""
     from ckptshrink.linalg.methods import METHODS
 
-    names = METHODS.names()
+    return one_of("method", name, METHODS.names())
+
+
+def one_of(kind: str, name: str, names: Sequence[str]) -> str:
+    """Return a name that is one of these; of another one say what is close."""
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         raise PlanError(
-            f"no method {name!r}; there are {', '.join(names)}",
+            f"no {kind} {name!r}; there are {', '.join(names)}",
             hint=f"did you mean {close[0]}?" if close else None,
         )
     return name

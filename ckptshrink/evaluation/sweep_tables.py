@@ -12,16 +12,16 @@ from ckptshrink.errors import printable
 from ckptshrink.evaluation.document import DataRecord, Outcome, ToolRecord
 from ckptshrink.evaluation.efficiency import SCOPES
 from ckptshrink.evaluation.metrics import FRACTION, Metric
+from ckptshrink.evaluation.rows import FIELDS, rows_of
 from ckptshrink.plan import Frozen
 
 SWEEP_SCHEMA_VERSION: Final = 1
 
 CSV_FIELDS: Final = (
-    "weights", "method", "key", "value", "metric", "score", "stderr", "n", "unit", "better",
-    "difference", "relative_loss", *(f"efficiency_{scope}" for scope in SCOPES),
-    *(f"n_params_{scope}" for scope in SCOPES), "nbytes", "failure", "file",
+    "weights", "method", "key", "size", *FIELDS, "file",
 )  # fmt: skip
-"""Columns of ``sweep.csv``: a row for each metric of each cell, the baseline's first."""
+"""Columns of ``sweep.csv``: a row for each metric of each cell, the baseline's first. `key` and
+`size` are what is varied, and how far: ``rank``, 10."""
 
 
 class SweptCell(Frozen):
@@ -63,33 +63,13 @@ def as_csv(record: SweepRecord) -> str:
     written = io.StringIO()
     writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_csv_rows({"weights": "", "method": "baseline"}, record.baseline))
+    for row in rows_of(record.baseline):
+        writer.writerow({"weights": "", "method": "baseline"} | row)
     for cell in record.cells:
-        where = cell.model_dump(include={"weights", "method", "key", "value", "file"})
-        writer.writerows(_csv_rows(where, cell.outcome))
+        where = cell.model_dump(include={"weights", "method", "key", "file"})
+        for row in rows_of(cell.outcome):
+            writer.writerow(where | {"size": cell.value} | row)
     return written.getvalue()
-
-
-def _csv_rows(where: dict[str, Any], outcome: Outcome) -> Iterator[dict[str, Any]]:
-    params = outcome.model.n_params
-    size = {f"n_params_{scope}": getattr(params, scope) for scope in SCOPES}
-    row = where | size | {"nbytes": outcome.model.nbytes}
-    if outcome.failure is not None:
-        yield row | {"failure": outcome.failure.reason}
-    changes = {change.metric: change for change in outcome.changes}
-    for metric in outcome.metrics:
-        change = changes.get(metric.name)
-        compared: dict[str, Any] = {}
-        if change is not None:
-            compared = {
-                "difference": change.difference,
-                "relative_loss": change.relative_loss,
-                **{f"efficiency_{s}": change.efficiency.get(s) for s in SCOPES},
-            }
-        yield row | compared | {
-            "metric": metric.name, "score": metric.number, "stderr": metric.stderr, "n": metric.n,
-            "unit": metric.unit, "better": metric.better,
-        }  # fmt: skip
 
 
 def as_markdown(record: SweepRecord) -> str:

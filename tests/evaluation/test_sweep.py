@@ -204,9 +204,9 @@ def test_csv_has_every_number_unrounded(source: Subject, tmp_path: Path) -> None
     rows = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert tuple(rows[0]) == CSV_FIELDS
     assert len(rows) == 9
-    assert float(rows[0]["score"]) == record.baseline.metrics[0].number
+    assert float(rows[0]["value"]) == record.baseline.metrics[0].number
     for row, cell in zip(rows[1:], record.cells, strict=True):
-        assert float(row["score"]) == cell.outcome.metrics[0].number
+        assert float(row["value"]) == cell.outcome.metrics[0].number
         assert float(row["efficiency_lstm"]) == cell.outcome.changes[0].efficiency["lstm"]
         assert int(row["n_params_model"]) == cell.outcome.model.n_params.model
     assert json.loads((tmp_path / "sweep.json").read_text())["values"] == [2, 4]
