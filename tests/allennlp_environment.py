@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-WORKER = REPO / "ckptshrink" / "evaluation" / "worker"
+WORKER = REPO / "ckptshrink" / "evaluation" / "downstream" / "worker"
 TASKS = ("sst5", "snli", "squad")
 
 _RELEASES = {"allennlp": "2.10.1", "allennlp-models": "2.10.1"}
@@ -40,7 +40,7 @@ def _version(name: str) -> str | None:
 def allennlp_elmo() -> Any:
     """Return the module ``allennlp.modules.elmo``, imported here as the worker imports it."""
     require_allennlp()
-    from ckptshrink.evaluation.worker import allennlp_compat
+    from ckptshrink.evaluation.downstream.worker import allennlp_compat
 
     kind = logging.getLoggerClass()  # allennlp sets its own
     try:

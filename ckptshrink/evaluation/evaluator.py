@@ -16,9 +16,9 @@ EVALUATORS: Final = Registry(
     "task",
     {
         "lm": "ckptshrink.evaluation.perplexity:evaluator",
-        "sst5": "ckptshrink.evaluation.allennlp:sst5",
-        "snli": "ckptshrink.evaluation.allennlp:snli",
-        "squad": "ckptshrink.evaluation.allennlp:squad",
+        "sst5": "ckptshrink.evaluation.downstream.tasks:sst5",
+        "snli": "ckptshrink.evaluation.downstream.tasks:snli",
+        "squad": "ckptshrink.evaluation.downstream.tasks:squad",
         "command": "ckptshrink.evaluation.command:evaluator",
     },
     "ckptshrink.evaluators",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from allennlp_environment import REPO, TASKS, WORKER
 
-from ckptshrink.evaluation.worker import allennlp_config, allennlp_model
+from ckptshrink.evaluation.downstream.worker import allennlp_config, allennlp_model
 
 SOURCES = sorted(WORKER.glob("*.py"))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptshrink.errors import EvaluationInputError
-from ckptshrink.evaluation.allennlp_data import Read, TaskData, read_snli, read_squad, read_sst5
+from ckptshrink.evaluation.downstream.data import Read, TaskData, read_snli, read_squad, read_sst5
 
 READERS: dict[str, Read] = {"sst5": read_sst5, "snli": read_snli, "squad": read_squad}
 

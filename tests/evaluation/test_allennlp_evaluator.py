@@ -18,8 +18,8 @@ import torch
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import EvaluationError, EvaluationInputError, OutputError, PlanError
-from ckptshrink.evaluation.allennlp import AllennlpEvaluator
-from ckptshrink.evaluation.allennlp_process import PROTOCOL
+from ckptshrink.evaluation.downstream.process import PROTOCOL
+from ckptshrink.evaluation.downstream.tasks import AllennlpEvaluator
 from ckptshrink.evaluation.evaluator import EVALUATORS, TaskOptions
 from ckptshrink.evaluation.run import evaluate
 from ckptshrink.evaluation.subjects import subject_of

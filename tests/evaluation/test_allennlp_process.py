@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptshrink.errors import EvaluationError, EvaluationInputError
-from ckptshrink.evaluation.allennlp_process import PROTOCOL, RefusedError, Worker
+from ckptshrink.evaluation.downstream.process import PROTOCOL, RefusedError, Worker
 
 START = f"""
 import json, os, signal, subprocess, sys, time
@@ -133,7 +133,7 @@ FAILURES = {
 def test_a_worker_that_fails_is_ended_and_said_in_one_line(
     name: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptshrink.evaluation.allennlp_process._END_SECONDS", 0.5)
+    monkeypatch.setattr("ckptshrink.evaluation.downstream.process._END_SECONDS", 0.5)
     program, message = FAILURES[name]
     program = f"hello()\nasked()\nprint('in the log', file=sys.stderr, flush=True)\n{program}\n"
     worker = Worker(fake(program), tmp_path)
@@ -191,7 +191,7 @@ sys.exit(1) if "crash" in sys.argv[0] else time.sleep(600)
 def test_a_worker_that_does_not_end_is_ended(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptshrink.evaluation.allennlp_process._END_SECONDS", 0.2)
+    monkeypatch.setattr("ckptshrink.evaluation.downstream.process._END_SECONDS", 0.2)
     program = "hello()\nsay(asked()['id'], ok={'pid': os.getpid()})\ntime.sleep(600)"
     worker = Worker(fake(program), tmp_path)
     pid = worker.ask("pid")["pid"]

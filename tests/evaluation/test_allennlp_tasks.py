@@ -25,7 +25,7 @@ from allennlp_environment import TASKS, WORKER, require_allennlp, rows_of, small
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import EvaluationError, EvaluationInputError, OutputError
-from ckptshrink.evaluation.allennlp import AllennlpEvaluator
+from ckptshrink.evaluation.downstream.tasks import AllennlpEvaluator
 from ckptshrink.evaluation.evaluator import EVALUATORS, Scores, TaskOptions
 from ckptshrink.evaluation.subjects import Subject, subject_of
 from ckptshrink.payload import Compute

@@ -5,12 +5,12 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from ckptshrink.errors import EvaluationInputError
-from ckptshrink.evaluation.allennlp_archive import write_archive
-from ckptshrink.evaluation.allennlp_data import Read
-from ckptshrink.evaluation.allennlp_elmo import dense_elmo
-from ckptshrink.evaluation.allennlp_process import RefusedError, Worker, interpreter
-from ckptshrink.evaluation.allennlp_session import Way
-from ckptshrink.evaluation.allennlp_settings import Training
+from ckptshrink.evaluation.downstream.archive import write_archive
+from ckptshrink.evaluation.downstream.data import Read
+from ckptshrink.evaluation.downstream.elmo import dense_elmo
+from ckptshrink.evaluation.downstream.process import RefusedError, Worker, interpreter
+from ckptshrink.evaluation.downstream.session import Way
+from ckptshrink.evaluation.downstream.settings import Training
 
 _SHOWN: Final = ("best_epoch", "best_validation_accuracy", "best_validation_em")
 """Of AllenNLP's metrics of a training, what a note tells."""

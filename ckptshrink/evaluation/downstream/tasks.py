@@ -2,7 +2,7 @@
 
 A task's model comes from its archive, ``model.tar.gz``, or is trained here. Its ELMo is swapped for
 the one to be scored, and the task's own code does the scoring, in a process of its own: see
-`allennlp_process`. AllenNLP need not be installed where this runs.
+`process`. AllenNLP need not be installed where this runs.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from types import TracebackType
 from typing import Any, Final
 
 from ckptshrink.errors import EvaluationError, EvaluationInputError, printable
-from ckptshrink.evaluation.allennlp_archive import elmo_sizes, local_elmo, unpack
-from ckptshrink.evaluation.allennlp_data import Read, read_snli, read_squad, read_sst5
-from ckptshrink.evaluation.allennlp_elmo import (
+from ckptshrink.evaluation.downstream.archive import elmo_sizes, local_elmo, unpack
+from ckptshrink.evaluation.downstream.data import Read, read_snli, read_squad, read_sst5
+from ckptshrink.evaluation.downstream.elmo import (
     DenseElmo,
     check_origin,
     check_same_model,
     check_sizes,
     dense_elmo,
 )
-from ckptshrink.evaluation.allennlp_results import results_of
-from ckptshrink.evaluation.allennlp_session import Session, Way
-from ckptshrink.evaluation.allennlp_settings import Settings
-from ckptshrink.evaluation.allennlp_training import train
+from ckptshrink.evaluation.downstream.results import results_of
+from ckptshrink.evaluation.downstream.session import Session, Way
+from ckptshrink.evaluation.downstream.settings import Settings
+from ckptshrink.evaluation.downstream.training import train
 from ckptshrink.evaluation.evaluator import Data, Evaluator, Scores, TaskOptions
 from ckptshrink.evaluation.subjects import Subject
 from ckptshrink.evaluation.task_options import data_of
@@ -88,7 +88,7 @@ class AllennlpEvaluator:
     options : TaskOptions
         `seed` is added to the seeds of the archive's configuration: 0 is what AllenNLP itself
         takes. `timeout` is for scoring, not for starting. Settings are those of
-        `allennlp_settings.Settings`.
+        `settings.Settings`.
 
     Raises
     ------

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptshrink.errors import EvaluationError, EvaluationInputError
-from ckptshrink.evaluation.allennlp_archive import CONFIG
-from ckptshrink.evaluation.allennlp_elmo import DenseElmo, Differences
-from ckptshrink.evaluation.allennlp_process import START_SECONDS, RefusedError, Worker, interpreter
+from ckptshrink.evaluation.downstream.archive import CONFIG
+from ckptshrink.evaluation.downstream.elmo import DenseElmo, Differences
+from ckptshrink.evaluation.downstream.process import (
+    START_SECONDS,
+    RefusedError,
+    Worker,
+    interpreter,
+)
 
 _LOAD_SECONDS: Final = 1800.0
 """For loading an archive: 10 s of a full-size one."""

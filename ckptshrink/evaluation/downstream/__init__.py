@@ -1,0 +1,1 @@
+"""SST-5, SNLI and SQuAD by AllenNLP's own models over an ELMo; see `tasks`."""
