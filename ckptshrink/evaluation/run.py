@@ -88,22 +88,10 @@ def evaluate(
     examples: dict[str, Examples] = {}
     for number, (role, subject) in enumerate(every):
         listen(Progress(f"{task}: {subject.name}", number, len(every)))
-        started = clock()
-        try:
-            scores = _sound(evaluator.score(subject))
-            outcome = _outcome(role, subject, scores, clock() - started)
-            if scores.examples is not None:
-                examples[subject.name] = scores.examples
-        except EvaluationError as error:
-            outcome = _failed(role, subject, str(error), error.log, clock() - started)
-        except CkptshrinkError:
-            raise
-        except Exception as error:
-            # An evaluator is anybody's code: what it raises is a crash, and never ends in a pass.
-            reason = f"crashed: {type(error).__name__}: {error}"
-            log = traceback.format_exc()
-            outcome = _failed(role, subject, reason, log, clock() - started)
+        outcome, found = _scored(evaluator, role, subject, clock)
         outcomes.append(outcome)
+        if found is not None:
+            examples[subject.name] = found
     listen(Progress(task, len(every), len(every)))
     data = evaluator.data
     document = Evaluation(
@@ -116,6 +104,25 @@ def evaluate(
         outcomes=compared(outcomes),
     )
     return Evaluated(document, examples)
+
+
+def _scored(
+    evaluator: Evaluator, role: Role, subject: Subject, clock: Callable[[], float]
+) -> tuple[Outcome, Examples | None]:
+    """Score one model; return its outcome, which may be a failure, and its results by example."""
+    started = clock()
+    try:
+        scores = _sound(evaluator.score(subject))
+        return _outcome(role, subject, scores, clock() - started), scores.examples
+    except EvaluationError as error:
+        return _failed(role, subject, str(error), error.log, clock() - started), None
+    except CkptshrinkError:
+        raise
+    except Exception as error:
+        # An evaluator is anybody's code: what it raises is a crash, and never ends in a pass.
+        reason = f"crashed: {type(error).__name__}: {error}"
+        log = traceback.format_exc()
+        return _failed(role, subject, reason, log, clock() - started), None
 
 
 def compared(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:

@@ -79,7 +79,8 @@ def sweep(
     evaluator : Evaluator
         Of that task; the caller closes it.
     out : Path
-        A folder; made where there is none. Tables in it are written again after each cell.
+        A folder; made where there is none. Tables in it are written again after each cell that
+        is scored.
 
     Raises
     ------
@@ -103,12 +104,13 @@ def sweep(
         done: list[SweptCell] = []
         for number, cell in enumerate(cells, 1):
             listen(Progress(f"{task}: {cell.name}", number, len(cells) + 1))
+            n_reused = run.n_reused
             done.append(run.cell(cell, baseline))
-            record = run.record(baseline, done)
-            for name, text in TABLES.items():
-                _write(out / name, text(record))
+            # a cell that was there already adds nothing: the tables of an earlier run have it
+            if run.n_reused == n_reused or len(done) == len(cells):
+                run.write_tables(run.record(baseline, done))
         listen(Progress(task, len(cells) + 1, len(cells) + 1))
-        return Swept(record, run.n_reused)
+        return Swept(run.record(baseline, done), run.n_reused)
 
 
 @dataclass(slots=True)
@@ -180,6 +182,16 @@ class _Sweep:
             cells=tuple(done),
         )
 
+    def write_tables(self, record: SweepRecord) -> None:
+        """Write the files that sum up what is done, where they say something else."""
+        for name, text in TABLES.items():
+            path, data = self.out / name, text(record).encode()
+            if path.is_file() and path.read_bytes() == data:
+                continue
+            with Staging(path, single=True, overwrite=True) as staging:
+                staging.create(path.name).write(data)
+                staging.commit()
+
     def _reused(self, path: Path) -> Evaluation | None:
         """Return what an earlier run left, if it is whole and no failure."""
         if not path.exists():
@@ -229,9 +241,3 @@ def _noting(document: Evaluation, note: str | None) -> Evaluation:
     (outcome,) = document.outcomes
     noted = outcome.model_copy(update={"notes": (*outcome.notes, note)})
     return document.model_copy(update={"outcomes": (noted,)})
-
-
-def _write(path: Path, text: str) -> None:
-    with Staging(path, single=True, overwrite=True) as staging:
-        staging.create(path.name).write(text.encode())
-        staging.commit()

@@ -117,11 +117,15 @@ def test_a_second_run_scores_nothing_and_writes_the_same_tables(
     first, second = Norm(), Norm()
     sweep(source, grid(), "norm", first, tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in TABLES}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     swept = sweep(source, grid(), "norm", second, tmp_path)
     assert len(first.scored) == 9
     assert second.scored == []
     assert swept.n_reused == 9
     assert {name: (tmp_path / name).read_bytes() for name in TABLES} == before
+    assert written == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
+    }
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(source: Subject, tmp_path: Path) -> None:
