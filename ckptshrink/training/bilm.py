@@ -12,14 +12,12 @@ from ckptshrink.runtime.character_cnn import CharacterCNN, Highway
 from ckptshrink.runtime.characters import BEGIN, END, MAX_CHARACTERS, CharacterIds
 from ckptshrink.training.recipe import Recipe
 from ckptshrink.training.regularized import locked
+from ckptshrink.training.softmax import IGNORED, cross_entropy
 from ckptshrink.training.streams import Streams, Window
 from ckptshrink.training.trainer import Step
 
 _N_CHARACTERS = 262
 """Ids of characters, 0 being padding."""
-
-_IGNORED = -100
-"""Target that counts for nothing; the number that torch's cross entropy takes for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,9 @@ class BiLM(nn.Module):
     ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
         """Return outputs (T, B, P) of the last layers for words (T, B), and the states."""
         steps, batch = tokens.shape
-        x = self.embedding(self.characters[tokens.flatten()]).view(steps, batch, -1)
+        # most words of a window stand in it more than once, and their characters say the same
+        words, places = torch.unique(tokens, return_inverse=True)
+        x = self.embedding(self.characters[words])[places].view(steps, batch, -1)
         x = locked(x, self._p())
         outputs, after = [], []
         n = self.sizes.n_layers
@@ -159,30 +159,29 @@ class BiLM(nn.Module):
             targets = self._targets(window)
             logits = self.softmax(out).float()
             each = nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="none"
+                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
             ).view_as(targets)
         nats = torch.stack([half.double().sum() for half in each.chunk(2, dim=1)])
-        counts = torch.stack([(half != _IGNORED).sum() for half in targets.chunk(2, dim=1)])
+        counts = torch.stack([(half != IGNORED).sum() for half in targets.chunk(2, dim=1)])
         return nats, counts, after
 
     def _nats(self, window: Window, state: Any) -> tuple[Tensor, int, Any]:
         out, after = self(window.tokens, state)
         out = locked(out, self._p())
         targets = self._targets(window)
-        logits = self.softmax(out).flatten(0, 1)
-        nats = nn.functional.cross_entropy(
-            logits.float(), targets.flatten(), ignore_index=_IGNORED, reduction="sum"
+        nats = cross_entropy(
+            out.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten()
         )
         detached = tuple((h.detach(), c.detach()) for h, c in after)
-        return nats, int((targets != _IGNORED).sum()), detached
+        return nats, int((targets != IGNORED).sum()), detached
 
     def _targets(self, window: Window) -> Tensor:
         """Return the targets without the border that always follows the other one."""
         targets = window.targets.clone()
         forward, backward = targets.chunk(2, dim=1)
         ahead, behind = window.tokens.chunk(2, dim=1)
-        forward[(ahead == self.end) & (forward == self.begin)] = _IGNORED
-        backward[(behind == self.begin) & (backward == self.end)] = _IGNORED
+        forward[(ahead == self.end) & (forward == self.begin)] = IGNORED
+        backward[(behind == self.begin) & (backward == self.end)] = IGNORED
         return targets
 
     def _run(

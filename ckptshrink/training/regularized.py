@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ckptshrink.runtime.language_model import LanguageModel
 from ckptshrink.training.recipe import Recipe
+from ckptshrink.training.softmax import cross_entropy
 from ckptshrink.training.streams import Window
 from ckptshrink.training.trainer import Step
 
@@ -93,21 +94,28 @@ class Regularized(nn.Module):
     def step(self, window: Window, state: Any, recipe: Recipe) -> Step:
         """Return the loss of a window, penalties and all, and its likelihood without them."""
         dropped, raw, after = self(window.tokens, state)
-        logits = self.model.logits(dropped)
-        nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), window.targets.flatten())
-        loss = nats
+        count = window.targets.numel()
+        nats = self._nats(dropped.flatten(0, 1), window.targets.flatten())
+        loss = nats / count
         if recipe.alpha:
             loss = loss + recipe.alpha * dropped.float().pow(2).mean()
         if recipe.beta and len(raw) > 1:
             loss = loss + recipe.beta * (raw[1:] - raw[:-1]).float().pow(2).mean()
-        count = window.targets.numel()
-        return Step(loss, float(nats.detach()) * count, count, _detached(after))
+        return Step(loss, float(nats.detach()), count, _detached(after))
 
     @torch.no_grad()
     def score(self, window: Window, state: Any) -> tuple[float, int, Any]:
         """Return the summed loss of a window in nats, its number of targets, and the state."""
         nats, after = self.model.score(window.tokens, window.targets, state)
         return float(nats), window.targets.numel(), after
+
+    def _nats(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss of outputs (N, E), one softmax over all words."""
+        decoder: nn.Module = self.model.decoder
+        if isinstance(decoder, nn.Linear):
+            return cross_entropy(output, decoder.weight, decoder.bias, targets)
+        logits = self.model.logits(output)
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def locked(x: Tensor, p: float) -> Tensor:
