@@ -1,4 +1,4 @@
-"""HDF5 checkpoints: an ELMo's weights, and any other tree of plain datasets.
+"""HDF5 checkpoints: an ELMo's weights, Keras's files, and any other tree of plain datasets.
 
 Names of tensors are paths without the leading slash. Payloads of contiguous little-endian datasets,
 an ELMo's case, are read at their offset without the library; all others are unpacked by it.
@@ -29,6 +29,7 @@ from ckptshrink.io.hdf5_library import (
     open_view,
 )
 from ckptshrink.io.hdf5_walk import Dataset, Walk, walk
+from ckptshrink.io.keras_hdf5 import keras_file
 from ckptshrink.io.safetensors_header import strict_json
 from ckptshrink.tensors import TensorRef
 
@@ -114,15 +115,22 @@ def open_hdf5(path: Path) -> Hdf5Reader:
             opened.callback(h5.close)
             found = walk(h5, file)
         datasets = {dataset.name: dataset for dataset in found.datasets}
+        tensors = {name: _ref(dataset, path.name) for name, dataset in datasets.items()}
+        with library_errors(path):
+            keras = keras_file(found, tensors)
+        # one dataset of two names must come first by its own
+        if keras is not None and not any(ref.shares_with for ref in tensors.values()):
+            tensors = {name: tensors[name] for name in keras.order}
         sidecars: tuple[Path, ...] = ()
         if any(name.startswith("RNN_0/RNN/") for name in datasets):
             sidecars = _options_beside(path, found)
         checkpoint = Checkpoint(
             root=path,
             format="hdf5",
-            tensors={name: _ref(dataset, path.name) for name, dataset in datasets.items()},
+            tensors=tensors,
             files=(path,),
             container=_container(found),
+            doubts=keras.doubts if keras is not None else {},
             sidecars=sidecars,
             notes=tuple(found.notes),
         )
