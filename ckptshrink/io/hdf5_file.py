@@ -107,8 +107,13 @@ def open_hdf5(path: Path) -> Hdf5Reader:
     UnsafeCheckpointError
         It leads to other files, or announces sizes out of proportion.
     """
+    return open_hdf5_in(SourceFile(path))
+
+
+def open_hdf5_in(file: SourceFile) -> Hdf5Reader:
+    """Open an HDF5 checkpoint in a file that is open, which is closed with it; see `open_hdf5`."""
+    path = file.path
     with ExitStack() as opened:
-        file = SourceFile(path)
         opened.callback(file.close)
         with library_errors(path):
             h5 = open_view(file)
@@ -185,7 +190,11 @@ def write_new(
 
 
 def write_like(
-    reader: Reader, replaced: Mapping[str, Callable[[], NDArray[np.uint8]]], path: Path
+    reader: Reader,
+    replaced: Mapping[str, Callable[[], NDArray[np.uint8]]],
+    path: Path,
+    *,
+    source: SourceFile | None = None,
 ) -> None:
     """Copy a file and overwrite the payloads of the datasets named, in place.
 
@@ -200,6 +209,8 @@ def write_like(
         Returns the new bytes of a tensor, of the size of the old.
     path : Path
         Must not exist.
+    source : SourceFile, optional
+        What to copy, where it is not the whole of the reader's own file.
 
     Raises
     ------
@@ -210,22 +221,23 @@ def write_like(
     for name in replaced:
         if name not in refs:
             raise OutputError("is to be replaced and is not in the source", path=path, tensor=name)
-    with closing(open_hdf5(reader.checkpoint.root)) as source, _writing(path):
-        packed = [name for name in replaced if source.datasets[name].storage.offset is None]
+    file = source or SourceFile(reader.checkpoint.root)
+    with closing(open_hdf5_in(file)) as opened, _writing(path):
+        packed = [name for name in replaced if opened.datasets[name].storage.offset is None]
         with path.open("xb", buffering=0) as out:
-            for chunk in source.file.chunks(0, source.file.size):
+            for chunk in file.chunks(0, file.size):
                 _write_all(out, chunk)
             for name in replaced:
-                offset = source.datasets[name].storage.offset
+                offset = opened.datasets[name].storage.offset
                 if offset is not None:
                     out.seek(offset)
                     _write_all(out, _checked(replaced[name](), refs[name]).data)
         if packed:
-            with open_output(path, "r+") as file:
+            with open_output(path, "r+") as h5:
                 for name in packed:
-                    storage = source.datasets[name].storage
+                    storage = opened.datasets[name].storage
                     data = _checked(replaced[name](), refs[name])
-                    _write(file[name].id, data, storage.shape, storage.stored)
+                    _write(h5[name].id, data, storage.shape, storage.stored)
 
 
 def _ref(dataset: Dataset, file: str) -> TensorRef:
