@@ -20,9 +20,9 @@ class Checkpoint:
     root : Path
         The file, or the folder of a sharded checkpoint.
     format : str
-        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"`` or ``"safetensors"``.
+        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"``, ``"keras"`` or ``"safetensors"``.
     tensors : mapping of str to TensorRef
-        In stored order.
+        In stored order; in that of the model where a Keras file says it.
     files : tuple of Path
         Every file the tensors lie in, and a shard index if there is one.
     container : mapping
@@ -30,6 +30,8 @@ class Checkpoint:
     copies : mapping of str to str
         Tensors that repeat another one's values without sharing its storage: a dropout-masked or
         evaluated copy of a recurrent weight, by the name of the weight that wins.
+    doubts : mapping of str to str
+        Tensors that look recurrent and whose role the file itself leaves open, and why.
     sidecars : tuple of Path
         Files beside the checkpoint that the model needs (``options.json`` of an ELMo).
     notes : tuple of str
@@ -42,6 +44,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     container: Mapping[str, Any] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    doubts: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """The writers of every source format behind two functions: write it new, or like the source."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
             from ckptshrink.io import hdf5_file
 
             hdf5_file.write_like(reader, replaced, staging.adopt(_only_name(staging)))
+        case "keras":
+            from ckptshrink.io import keras_file
+
+            out, scratch = staging.create(_only_name(staging)), _scratch(staging)
+            keras_file.write_like(reader, replaced, scratch, out)
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
@@ -65,6 +71,12 @@ def write_new(
 
             hdf5_file.write_new(container, tensors, payload, staging.adopt(_only_name(staging)))
             return ()
+        case "keras":
+            from ckptshrink.io import keras_file
+
+            out, scratch = staging.create(_only_name(staging)), _scratch(staging)
+            keras_file.write_new(container, tensors, payload, scratch, out)
+            return ()
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
@@ -83,6 +95,10 @@ def write_new(
 
 def _only_name(staging: Staging) -> str:
     return staging.target.name
+
+
+def _scratch(staging: Staging) -> Path:
+    return staging.scratch(f"{_only_name(staging)}.weights")
 
 
 def _creator(staging: Staging) -> Callable[[str], StagedFile]:

@@ -69,6 +69,10 @@ def open_checkpoint(path: Path) -> Reader:
             from ckptshrink.io.hdf5_file import open_hdf5
 
             return open_hdf5(path)
+        case "keras":
+            from ckptshrink.io.keras_file import open_keras
+
+            return open_keras(path)
         case "safetensors":
             from ckptshrink.io.safetensors_file import open_safetensors
 
@@ -80,7 +84,7 @@ def open_checkpoint(path: Path) -> Reader:
 
 
 def detect_format(path: Path) -> str:
-    """Return ``"hdf5"``, ``"safetensors"`` or ``"torch"`` for a checkpoint of that format.
+    """Return ``"hdf5"``, ``"keras"``, ``"safetensors"`` or ``"torch"`` for a checkpoint of it.
 
     Raises
     ------
@@ -187,7 +191,7 @@ def _is_shard_index(file: SourceFile, start: bytes) -> bool:
 
 
 def _format_of_zip(path: Path) -> str:
-    """Return ``"torch"`` for an archive with a pickle in the place where torch puts it."""
+    """Return ``"torch"`` for an archive with torch's pickle, ``"keras"`` for one of Keras."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -195,15 +199,15 @@ def _format_of_zip(path: Path) -> str:
         raise CorruptCheckpointError(
             f"begins as a zip archive and can't be read as one: {error}",
             path=path,
-            hint="a torch file that was cut short looks like this: get it again",
+            hint="a torch or Keras file that was cut short looks like this: get it again",
         ) from error
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return "torch"
+    if "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
+        return "keras"
     what, hint = "is a zip archive without a torch pickle", _UNPACK
     if names and all(name.endswith(".npy") for name in names):
         what, hint = "is an npz archive of NumPy arrays", "put them into a state dict"
-    if "model.weights.h5" in names:
-        what, hint = "is a Keras archive", "unpack it, and give its model.weights.h5"
     raise UnknownFormatError(what, path=path, hint=hint)
 
 
@@ -227,5 +231,5 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     return UnknownFormatError(
         f"is of no known format: it begins with {start[:12]!r}",
         path=path,
-        hint="known are HDF5, safetensors and what torch.save writes",
+        hint="known are HDF5, Keras, safetensors and what torch.save writes",
     )

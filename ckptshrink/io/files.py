@@ -41,10 +41,11 @@ class SourceFile:
         There is no such file, it is no plain file, or it can't be opened.
     """
 
-    __slots__ = ("_fd", "path", "size")
+    __slots__ = ("_base", "_fd", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._base = 0
         with source_errors(path):
             # The kind is asked before opening, since opening a device can act on it, and again
             # after, of the file that was opened. O_NONBLOCK keeps a named pipe from waiting.
@@ -57,6 +58,33 @@ class SourceFile:
             self.close()
             raise
         self.size = status.st_size
+
+    @classmethod
+    def of_descriptor(cls, descriptor: int, path: Path, size: int) -> "SourceFile":
+        """Return an opened file of this size as a source, by a descriptor of its own.
+
+        Parameters
+        ----------
+        path : Path
+            What errors say it is.
+        """
+        file = cls.__new__(cls)
+        file.path, file.size, file._base = path, size, 0
+        file._fd = os.dup(descriptor)
+        return file
+
+    def window(self, offset: int, nbytes: int) -> "SourceFile":
+        """Return a part of the file as a source of its own, which is closed by itself.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            The file is shorter than that.
+        """
+        self._check_range(offset, nbytes)
+        part = self.of_descriptor(self._fd, self.path, nbytes)
+        part._base = self._base + offset
+        return part
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from `offset` in a new, writable array.
@@ -114,7 +142,7 @@ class SourceFile:
     def _fill(self, view: memoryview, offset: int) -> None:
         with source_errors(self.path):
             while view:
-                n = os.preadv(self._fd, [view], offset)
+                n = os.preadv(self._fd, [view], self._base + offset)
                 if n == 0:
                     raise CorruptCheckpointError("was cut short while it was read", path=self.path)
                 view, offset = view[n:], offset + n

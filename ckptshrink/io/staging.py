@@ -108,6 +108,15 @@ class Staging:
         self._adopted[relpath] = path
         return path
 
+    def scratch(self, relpath: str) -> Path:
+        """Return a path for a file that is needed meanwhile; only of a target that is one file.
+
+        It lies in the part folder, of which nothing but the target is left.
+        """
+        if not self.single or relpath == self.target.name:
+            raise ValueError(relpath)
+        return self._place(relpath)
+
     def finish(self) -> tuple[StagedRecord, ...]:
         """Close, sync and read back every file so far, in order of creation.
 

@@ -7,7 +7,7 @@ from typing import Final
 from ckptshrink.errors import LayoutError
 from ckptshrink.gates import GateLayout, GateMatrix, Part
 from ckptshrink.layouts.names import Hit
-from ckptshrink.layouts.rules import JOINT, CellRule, Kind
+from ckptshrink.layouts.rules import BIAS, JOINT, CellRule, Kind
 from ckptshrink.tensors import TensorRef
 
 HINT: Final = "compress other tensors by name, or describe the cell in a layout file"
@@ -21,6 +21,8 @@ class Place:
     list: str
     layer: str
     direction: str
+    cell: str = ""
+    gate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Cell:
     rule : CellRule
     place : Place
     weights : mapping of str to TensorRef
-        By Wi, Wh, P or joint; the raw weight where there is one.
+        By Wi, Wh, P, joint or bias; the raw weight where there is one.
     copies : mapping of str to str
         Names that a raw weight wins over, and its name.
     """
@@ -59,7 +61,8 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
             continue
         rules[id(hit.rule)] = hit.rule
         raw = "raw" in hit.groups
-        groups = (hit.groups.get(key, "") for key in ("list", "layer", "direction"))
+        keys = ("list", "layer", "direction", "cell", "gate")
+        groups = (hit.groups.get(key, "") for key in keys)
         place = Place(hit.prefix, *groups)
         if raw in slots.get((id(hit.rule), place), {}).get(role, {}):
             # x.weight_ih beside x.module.weight_ih: two modules, and not a wrapper and its content
@@ -69,6 +72,8 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
     for (key, place), by_role in slots.items():
         rule = rules[key]
         if rule.needs_raw and not any(True in refs for refs in by_role.values()):
+            continue
+        if rule.needs_recurrent and "Wh" not in by_role:
             continue
         weights = {role: refs.get(True) or refs[False] for role, refs in by_role.items()}
         copies = {
@@ -81,7 +86,7 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
 
 
 def number_layers(cells: Sequence[Cell]) -> list[int]:
-    """Return the layer of each cell, counted from 0 through the modules of its list.
+    """Return the layer of each cell, counted from 0 through its model or the modules of its list.
 
     A list of one-layer modules can number its cells by name (``rnns.2``); in a Sequential, where
     the numbers of other modules lie between, or with modules of several layers, they are counted.
@@ -101,15 +106,40 @@ def number_layers(cells: Sequence[Cell]) -> list[int]:
         for position in sorted(known):
             offsets.setdefault(key, {})[position] = total
             total += known[position]
+    counted = _count_in_model(cells)
     layers = []
-    for cell, (base, position, inner) in zip(cells, where, strict=True):
+    for number, (cell, (base, position, inner)) in enumerate(zip(cells, where, strict=True)):
         key = (id(cell.rule), base)
-        if position is None:
+        if number in counted:
+            layers.append(counted[number])
+        elif position is None:
             layers.append(inner)
         elif cell.rule.numbering == "name" and max(sizes[key].values()) == 1:
             layers.append(position)
         else:
             layers.append(offsets[key][position] + inner)
+    return layers
+
+
+def _count_in_model(cells: Sequence[Cell]) -> dict[int, int]:
+    """Return the layers of the cells that are counted through their model, by place in `cells`.
+
+    The cells of one prefix are a stack. The two directions of a stack are layer by layer the same,
+    whatever their cells are called.
+    """
+    stacks: dict[str, dict[str, dict[tuple[str, str], list[int]]]] = {}
+    for number, cell in enumerate(cells):
+        if cell.rule.numbering == "model" and not cell.rule.suspect:
+            place = cell.place
+            direction = stacks.setdefault(place.prefix, {}).setdefault(place.direction, {})
+            direction.setdefault((place.cell, place.list), []).append(number)
+    layers: dict[int, int] = {}
+    before = 0
+    for directions in stacks.values():
+        for stack in directions.values():
+            for layer, numbers in enumerate(stack.values(), before):
+                layers |= dict.fromkeys(numbers, layer)
+        before += max(len(stack) for stack in directions.values())
     return layers
 
 
@@ -171,6 +201,14 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
                 hint=HINT,
             )
     kind = _kind(recurrent, rule, rows, hidden)
+    bias = cell.weights.get(BIAS)
+    if bias is not None and bias.shape != (2, rows):
+        raise LayoutError(
+            f"shape {bias.shape} does not go with shape {recurrent.shape} of {recurrent.name}: "
+            f"a bias for each of its products is (2, {rows})",
+            tensor=bias.name,
+            hint=HINT,
+        )
     made = [_matrix(cell, layer, kind, "Wi", given), _matrix(cell, layer, kind, "Wh", recurrent)]
     if projection is not None:
         made.append(_matrix(cell, layer, kind, "P", projection))
@@ -251,7 +289,8 @@ def _matrix(
     if role == "P":
         layout = GateLayout(axis=axis, transposed=rule.transposed)
     else:
-        layout = GateLayout(kind.gates, axis, rule.transposed, part is not None, rule.forget_bias)
+        gates = cell.place.gate or kind.gates
+        layout = GateLayout(gates, axis, rule.transposed, part is not None, rule.forget_bias)
     shape = [ref.shape[0], ref.shape[1]]
     if part is not None:
         shape[part.axis] = part.stop - part.start

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from ckptshrink.errors import LayoutError
 from ckptshrink.gates import ROLES
 from ckptshrink.layouts.rules import (
+    BIAS,
     JOINT,
     NO_ROLE,
     CellRule,
@@ -32,8 +33,10 @@ else:
 
 T = TypeVar("T")
 
-_GROUPS: Final = frozenset({"part", "list", "layer", "direction", "raw", "index"})
-_PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT})
+_GROUPS: Final = frozenset(
+    {"part", "list", "layer", "direction", "cell", "gate", "raw", "index"}
+)
+_PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT, BIAS})
 _DIRECTIONS: Final = frozenset({"forward", "backward"})
 
 
@@ -114,10 +117,12 @@ def _cell_rule(table: "_Table") -> CellRule:
         parts=table.mapping("parts", _PARTS),
         kinds=tuple(t.closed(Kind(t.text("cell"), t.text("gates"))) for t in table.tables("kinds")),
         directions=table.mapping("directions", _DIRECTIONS),
-        numbering=table.one_of("numbering", {"name", "order"}, "order"),
+        numbering=table.one_of("numbering", {"name", "order", "model"}, "order"),
         transposed=table.flag("transposed"),
         forget_bias=table.real("forget_bias"),
         needs_raw=table.flag("needs_raw"),
+        needs_recurrent=table.flag("needs_recurrent"),
+        suspect=table.text("suspect", ""),
     )
     if not rule.parts or not rule.kinds:
         raise table.fault("a cell needs parts and kinds")

@@ -16,6 +16,7 @@ from ckptshrink.layouts.cells import Cell, gather_cells, matrices_of, number_lay
 from ckptshrink.layouts.files import load_layouts
 from ckptshrink.layouts.names import NameMatcher, WordFinder, split_name
 from ckptshrink.layouts.rules import (
+    BIAS,
     NO_ROLE,
     CopyRule,
     Layout,
@@ -38,8 +39,8 @@ class Recognition:
     ----------
     family : str
         The first layout, by priority, whose marks or recurrent cells were found: ``"fastai"``,
-        ``"awd-qrnn"``, ``"awd-lstm"`` (GRUs too), ``"elmo"``, ``"torch-rnn"``; ``"generic"`` if
-        none were. For display; what a matrix is, its GateMatrix says.
+        ``"awd-qrnn"``, ``"awd-lstm"`` (GRUs too), ``"elmo"``, ``"torch-rnn"``, ``"keras"``;
+        ``"generic"`` if none were. For display; what a matrix is, its GateMatrix says.
     matrices : tuple of GateMatrix
         In stored order of the tensors, the parts of one in order. None for copies and aliases.
     copies : mapping of str to str
@@ -91,7 +92,7 @@ def recognise(
 class _Recogniser:
     """What is known of a checkpoint so far; the methods are in the order in which they run.
 
-    `known_as` holds names under which to look up roles, `claimed` the sources of gate matrices, and
+    `known_as` holds names under which to look up roles, `claimed` the tensors of recurrent cells, and
     `found` the families whose marks or cells there are; the other fields are those of Recognition.
     """
 
@@ -101,6 +102,7 @@ class _Recogniser:
         self.layouts = layouts
         self.strict = strict
         self.copies = dict(checkpoint.copies)
+        self.doubts = checkpoint.doubts
         self.aliases: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         self.matrices: list[GateMatrix] = []
@@ -182,23 +184,30 @@ class _Recogniser:
         claims = [
             (ref, split_name(ref.name)[0], hits[0])
             for ref in self._plain_matrices()
-            if (hits := matcher.hits(ref.name))
+            if ref.name not in self.doubts and (hits := matcher.hits(ref.name))
         ]
         cells, made = [], []
         gathered = gather_cells(claims)
         for cell, layer in zip(gathered, number_layers(gathered), strict=True):
             try:
-                made += matrices_of(cell, layer)
+                found = matrices_of(cell, layer)
             except LayoutError as error:
+                if cell.rule.suspect:
+                    continue
                 if self.strict:
                     error.path = str(self.root)
                     raise
                 for ref in cell.weights.values():
                     self.unrecognised[ref.name] = f"{error.tensor}: {error.message}"
                 continue
+            if cell.rule.suspect:
+                self.unrecognised |= {matrix.source: cell.rule.suspect for matrix in found}
+                continue
+            made += found
             cells.append(cell)
             self.found.add(family_of[id(cell.rule)])
         self._take(made)
+        self.claimed.update(cell.weights[BIAS].name for cell in cells if BIAS in cell.weights)
         return cells
 
     def _take(self, made: Iterable[GateMatrix]) -> None:
@@ -277,6 +286,8 @@ class _Recogniser:
         matcher: NameMatcher[RecurrentRule] = NameMatcher(
             (rule.pattern, rule) for layout in self.layouts for rule in layout.recurrent
         )
+        for name, why in self.doubts.items():
+            self._suspect(name, why)
         finders = [WordFinder(layout.tokens) for layout in self.layouts if layout.tokens]
         beside = {split_name(name)[0] for name in self.claimed}
         for name, ref in self.tensors.items():

@@ -16,6 +16,9 @@ NO_ROLE: Final = "none"
 JOINT: Final = "joint"
 """Part of a cell rule whose tensor packs Wi and Wh."""
 
+BIAS: Final = "bias"
+"""Part of a cell rule that is no matrix, though it may have two rows (GRU with `reset_after`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -56,26 +59,33 @@ class Kind:
 class CellRule:
     """Which tensors make a recurrent cell. TOML: ``[[cells]]``.
 
-    Tensors that agree in prefix, `list`, `layer` and `direction` (named groups of the pattern) are
-    one cell; the group `part` says which weight, the group `raw` that a weight wins over its copy.
+    Tensors that agree in prefix, `list`, `layer`, `direction`, `cell` and `gate` (named groups of
+    the pattern) are one cell; the group `part` says which weight, the group `raw` that a weight
+    wins over its copy. With a group `gate` every gate has matrices of its own.
 
     Attributes
     ----------
     pattern : Pattern
         With ``wrapper = "module"`` one more component of that name may stand before the leaf.
     parts : mapping of str to str
-        What the group `part` (``""`` where it is absent) stands for: Wi, Wh, P or joint.
+        What the group `part` (``""`` where it is absent) stands for: Wi, Wh, P, joint or bias.
     kinds : tuple of Kind
         The cell type is the one whose blocks are rows / hidden size.
     directions : mapping of str to str
         What the group `direction` stands for; forward where it is absent.
     numbering : str
-        ``"name"``: the group `list` is the layer; ``"order"``: cells of a list are counted.
+        ``"name"``: the group `list` is the layer; ``"order"``: cells of a list are counted;
+        ``"model"``: all cells of the model are counted, in stored order.
     transposed : bool
         Whether tensors are stored as (inputs, outputs).
     forget_bias : float
     needs_raw : bool
         Whether only cells with a `raw` weight are meant.
+    needs_recurrent : bool
+        Whether only cells with a Wh are meant: other layers name their weights alike.
+    suspect : str
+        Where the names are no proof: why weights whose shapes are those of a cell look recurrent.
+        They get no role, and others that the rule matches are let be.
     """
 
     pattern: Pattern
@@ -86,6 +96,8 @@ class CellRule:
     transposed: bool
     forget_bias: float
     needs_raw: bool
+    needs_recurrent: bool
+    suspect: str
 
 
 @dataclass(frozen=True, slots=True)
