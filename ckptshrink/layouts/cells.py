@@ -153,13 +153,9 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
         missing = "recurrent" if recurrent is None else "input"
         raise _alone(given or recurrent or next(iter(cell.weights.values())), missing)
     rows, n_recurrent = _outputs_inputs(recurrent, rule)
-    if _outputs_inputs(given, rule)[0] != rows:
-        raise LayoutError(
-            f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
-            "their gates differ in size",
-            tensor=recurrent.name,
-            hint=HINT,
-        )
+    n_given = _outputs_inputs(given, rule)[0]
+    if all(n_given * kind.blocks != rows * kind.input_blocks for kind in rule.kinds):
+        raise _differ(given, recurrent)
     hidden = n_recurrent
     if projection is not None:
         n_projected, hidden = _outputs_inputs(projection, rule)
@@ -171,6 +167,8 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
                 hint=HINT,
             )
     kind = _kind(recurrent, rule, rows, hidden)
+    if n_given != kind.input_blocks * hidden:
+        raise _differ(given, recurrent)
     made = [_matrix(cell, layer, kind, "Wi", given), _matrix(cell, layer, kind, "Wh", recurrent)]
     if projection is not None:
         made.append(_matrix(cell, layer, kind, "P", projection))
@@ -218,6 +216,15 @@ def _input_only(cell: Cell, layer: int) -> list[GateMatrix]:
     return [_matrix(cell, layer, kind, "Wi", weight)]
 
 
+def _differ(given: TensorRef, recurrent: TensorRef) -> LayoutError:
+    return LayoutError(
+        f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
+        "their gates differ in size",
+        tensor=recurrent.name,
+        hint=HINT,
+    )
+
+
 def _alone(ref: TensorRef, missing: str) -> LayoutError:
     return LayoutError(
         f"shape {ref.shape}, and its cell has no {missing} weight", tensor=ref.name, hint=HINT
@@ -251,7 +258,9 @@ def _matrix(
     if role == "P":
         layout = GateLayout(axis=axis, transposed=rule.transposed)
     else:
-        layout = GateLayout(kind.gates, axis, rule.transposed, part is not None, rule.forget_bias)
+        layout = GateLayout(
+            kind.gates_of(role), axis, rule.transposed, part is not None, rule.forget_bias
+        )
     shape = [ref.shape[0], ref.shape[1]]
     if part is not None:
         shape[part.axis] = part.stop - part.start
