@@ -12,11 +12,12 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Final
+from typing import IO, Final
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import OutputError
@@ -107,6 +108,18 @@ class Staging:
         path = self._place(relpath)
         self._adopted[relpath] = path
         return path
+
+    @contextmanager
+    def scratch(self) -> Iterator[IO[bytes]]:
+        """Open a file without a name on the target's disk, for what has to be known beforehand.
+
+        Raises
+        ------
+        OutputError
+            A write failed.
+        """
+        with os_errors(self.target), tempfile.TemporaryFile(dir=self._part) as file:
+            yield file
 
     def finish(self) -> tuple[StagedRecord, ...]:
         """Close, sync and read back every file so far, in order of creation.
