@@ -71,6 +71,10 @@ class Facts:
         checkpoint = self.checkpoint
         for sidecar in checkpoint.sidecars:
             staging.create(sidecar.name).write(sidecar.read_bytes())
+        for place, file in checkpoint.carried.items():
+            out = staging.create(place)
+            for chunk in file.chunks(0, file.size):
+                out.write(chunk)
         files = staging.finish()
         card = staging.create("README.md")
         card.write(model_card(self.manifest(files)).encode())

@@ -241,8 +241,9 @@ def restore(
         ) as staging,
     ):
         left_out = write_new(
-            manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks, staging
-        )
+            manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks,
+            rebuilt.carried, staging,
+        )  # fmt: skip
         staging.commit()
     reasons = Counter(row.reason for row in manifest.tensors if row.action == "drop")
     dropped = tuple(f"{count} tensors: {reason}" for reason, count in reasons.items())

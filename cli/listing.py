@@ -90,7 +90,7 @@ def list_checkpoint(path: Path) -> Listing:
             nbytes=checkpoint.nbytes,
             rows=rows,
             n_params_by_role=_by_role(checkpoint, recognition),
-            sidecars=tuple(sidecar.name for sidecar in checkpoint.sidecars),
+            sidecars=(*(path.name for path in checkpoint.sidecars), *checkpoint.carried),
             notes=checkpoint.notes,
             unrecognised=recognition.unrecognised,
         )

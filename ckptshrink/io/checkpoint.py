@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptshrink.io.files import SourceFile
 from ckptshrink.tensors import TensorRef
 
 
@@ -20,7 +21,8 @@ class Checkpoint:
     root : Path
         The file, or the folder of a sharded checkpoint.
     format : str
-        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"``, ``"keras"`` or ``"safetensors"``.
+        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"``, ``"keras"``, ``"safetensors"`` or
+        ``"allennlp-archive"``.
     tensors : mapping of str to TensorRef
         In stored order; in that of the model where a Keras file says it.
     files : tuple of Path
@@ -34,6 +36,9 @@ class Checkpoint:
         Tensors that look recurrent and whose role the file itself leaves open, and why.
     sidecars : tuple of Path
         Files beside the checkpoint that the model needs (``options.json`` of an ELMo).
+    carried : mapping of str to SourceFile
+        Files inside of the checkpoint that the model needs (configuration and vocabulary of an
+        archive), by their place in an artefact. Closed with the reader.
     notes : tuple of str
         What a reader saw and a user should know, one line each.
     """
@@ -46,6 +51,7 @@ class Checkpoint:
     copies: Mapping[str, str] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[Path, ...] = ()
+    carried: Mapping[str, SourceFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

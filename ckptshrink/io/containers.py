@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from ckptshrink.errors import PlanError
 from ckptshrink.io.checkpoint import Reader
+from ckptshrink.io.files import SourceFile
 from ckptshrink.io.staged_file import StagedFile
 from ckptshrink.io.staging import Staging
 from ckptshrink.io.structure import tensors_in, without
 from ckptshrink.tensors import TensorRef
 
 Payloads = Callable[[str], Iterator[memoryview]]
+Carried = Callable[[str], SourceFile]
 Replaced = Mapping[str, Callable[[], NDArray[np.uint8]]]
 
 
@@ -36,6 +38,10 @@ def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
 
             out, scratch = staging.create(_only_name(staging)), _scratch(staging)
             keras_file.write_like(reader, replaced, scratch, out)
+        case "allennlp-archive":
+            from ckptshrink.io import archive_file
+
+            archive_file.write_like(reader, replaced, staging)
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
@@ -51,9 +57,15 @@ def write_new(
     container: Mapping[str, Any],
     tensors: Mapping[str, TensorRef],
     payload: Payloads,
+    carried: Carried,
     staging: Staging,
 ) -> tuple[str, ...]:
     """Write a checkpoint in its source's container, from what was recorded of that.
+
+    Parameters
+    ----------
+    carried : callable
+        Opens a file that the source carried inside, by its place in the artefact.
 
     Returns
     -------
@@ -85,12 +97,21 @@ def write_new(
         case "torch-zip" | "torch-legacy":
             from ckptshrink.io import torch_write
 
-            structure = container.get("structure", {})
-            dropped = set(tensors_in(structure)) - set(tensors)
-            kept = {**container, "structure": without(structure, dropped)}
             out = staging.create(_only_name(staging))
-            return tuple(torch_write.write_new(kept, tensors, payload, out))
+            return torch_write.write_new(_kept(container, tensors), tensors, payload, out)
+        case "allennlp-archive":
+            from ckptshrink.io import archive_file
+
+            kept = _kept(container, tensors)
+            return archive_file.write_new(kept, tensors, payload, carried, staging)
     raise PlanError(f"no writer for the format {format_!r}")
+
+
+def _kept(container: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> Mapping[str, Any]:
+    """Return the record of a file of torch.save without the tensors that were dropped."""
+    structure = container.get("structure", {})
+    dropped = set(tensors_in(structure)) - set(tensors)
+    return {**container, "structure": without(structure, dropped)}
 
 
 def _only_name(staging: Staging) -> str:
@@ -98,7 +119,7 @@ def _only_name(staging: Staging) -> str:
 
 
 def _scratch(staging: Staging) -> Path:
-    return staging.scratch(f"{_only_name(staging)}.weights")
+    return staging.scratch_path(f"{_only_name(staging)}.weights")
 
 
 def _creator(staging: Staging) -> Callable[[str], StagedFile]:

@@ -17,6 +17,7 @@ from ckptshrink.io.files import SourceFile, source_errors
 from ckptshrink.io.safetensors_file import looks_like_header
 from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
 from ckptshrink.io.staging import MANIFEST
+from ckptshrink.io.tar_file import begins_as_tar
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -31,7 +32,7 @@ _KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
         "is the pointer that Git LFS left in place of the file",
         "git lfs pull",
     ),
-    (b"\x1f\x8b", "is packed by gzip", f"tar xzf or gunzip: {_UNPACK}"),
+    (b"\x1f\x8b", "is packed by gzip", f"gunzip: {_UNPACK}"),
     (b"BZh", "is packed by bzip2", _UNPACK),
     (b"\xfd7zXZ", "is packed by xz", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "is packed by zstandard", _UNPACK),
@@ -73,6 +74,10 @@ def open_checkpoint(path: Path) -> Reader:
             from ckptshrink.io.keras_file import open_keras
 
             return open_keras(path)
+        case "allennlp-archive":
+            from ckptshrink.io.archive_file import open_archive
+
+            return open_archive(path)
         case "safetensors":
             from ckptshrink.io.safetensors_file import open_safetensors
 
@@ -84,7 +89,14 @@ def open_checkpoint(path: Path) -> Reader:
 
 
 def detect_format(path: Path) -> str:
-    """Return ``"hdf5"``, ``"keras"``, ``"safetensors"`` or ``"torch"`` for a checkpoint of it.
+    """Return the format of a checkpoint.
+
+    Of an archive no more than its beginning is looked at: what is in it is known once it is opened.
+
+    Returns
+    -------
+    str
+        ``"hdf5"``, ``"keras"``, ``"safetensors"``, ``"torch"`` or ``"allennlp-archive"``.
 
     Raises
     ------
@@ -158,12 +170,18 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return "torch"
     if looks_like_header(start[:9]) or _is_shard_index(file, start):
         return "safetensors"
+    if begins_as_tar(start) and not _is_tar_of_torch(start):
+        return "allennlp-archive"
     # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
     return "hdf5" if not _is_tar(start) and _has_user_block(file) else None
 
 
 def _is_tar(start: bytes) -> bool:
     return start[257:262] == b"ustar"
+
+
+def _is_tar_of_torch(start: bytes) -> bool:
+    return _is_tar(start) and start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS
 
 
 def _has_user_block(file: SourceFile) -> bool:
@@ -216,11 +234,9 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     for magic, what, hint in _KNOWN_STARTS:
         if start.startswith(magic):
             return UnknownFormatError(what, path=path, hint=hint)
-    if _is_tar(start):
-        if start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS:
-            hint = "load it in PyTorch, and save its state dict again with torch.save"
-            return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
-        return UnknownFormatError("is a tar archive", path=path, hint=f"tar xf: {_UNPACK}")
+    if _is_tar_of_torch(start):
+        hint = "load it in PyTorch, and save its state dict again with torch.save"
+        return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
     text = start.lstrip().lower()
     if text.startswith(_HTML):
         hint = "a download page or an error was saved in its place: get the file itself"
@@ -231,5 +247,5 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     return UnknownFormatError(
         f"is of no known format: it begins with {start[:12]!r}",
         path=path,
-        hint="known are HDF5, Keras, safetensors and what torch.save writes",
+        hint="known are HDF5, Keras, safetensors, AllenNLP's archives and what torch.save writes",
     )

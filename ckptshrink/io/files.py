@@ -60,21 +60,26 @@ class SourceFile:
         self.size = status.st_size
 
     @classmethod
-    def of_descriptor(cls, descriptor: int, path: Path, size: int) -> "SourceFile":
-        """Return an opened file of this size as a source, by a descriptor of its own.
+    def opened(cls, descriptor: int, path: Path) -> "SourceFile":
+        """Return a file that is open already; `path` is what messages call it.
 
         Parameters
         ----------
-        path : Path
-            What errors say it is.
+        descriptor : int
+            Of a plain file; closed with what is returned.
         """
         file = cls.__new__(cls)
-        file.path, file.size, file._base = path, size, 0
-        file._fd = os.dup(descriptor)
+        file.path, file._fd, file._base = path, descriptor, 0
+        file.size = os.fstat(descriptor).st_size
         return file
 
-    def window(self, offset: int, nbytes: int) -> "SourceFile":
-        """Return a part of the file as a source of its own, which is closed by itself.
+    def window(self, offset: int, nbytes: int, path: Path | None = None) -> "SourceFile":
+        """Return a run of bytes as a file of its own, to be closed apart from this one.
+
+        Parameters
+        ----------
+        path : Path, optional
+            What messages call it; this one's if not given.
 
         Raises
         ------
@@ -82,9 +87,9 @@ class SourceFile:
             The file is shorter than that.
         """
         self._check_range(offset, nbytes)
-        part = self.of_descriptor(self._fd, self.path, nbytes)
-        part._base = self._base + offset
-        return part
+        window = SourceFile.opened(os.dup(self._fd), path or self.path)
+        window._base, window.size = self._base + offset, nbytes
+        return window
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from `offset` in a new, writable array.

@@ -6,6 +6,7 @@ where the archive packs them, they are unpacked into a file without a name that 
 """
 
 import base64
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -206,7 +207,7 @@ def _weights_file(index: ZipIndex, entry: ZipEntry) -> SourceFile:
         for chunk in index.chunks(entry):
             unpacked.write(chunk)
         unpacked.flush()
-        return SourceFile.of_descriptor(unpacked.fileno(), index.file.path, entry.nbytes)
+        return SourceFile.opened(os.dup(unpacked.fileno()), index.file.path)
 
 
 def _why_none(index: ZipIndex) -> str | None:

@@ -103,9 +103,7 @@ def _listed(attributes: Mapping[str, Any], name: str) -> list[str] | None:
     return [str(name) for part in parts for name in part]
 
 
-def _doubts(
-    config: Any, tensors: Mapping[str, TensorRef], prefix: str
-) -> Mapping[str, str]:
+def _doubts(config: Any, tensors: Mapping[str, TensorRef], prefix: str) -> Mapping[str, str]:
     if not isinstance(config, str):
         return {}
     try:

@@ -91,9 +91,20 @@ def open_torch(path: Path) -> TorchReader:
     UnsafeCheckpointError
         It would take resources out of proportion to its size.
     """
+    return open_torch_file(SourceFile(path))
+
+
+def open_torch_file(file: SourceFile) -> TorchReader:
+    """Open a checkpoint of torch.save that is a file, or a window of one; see `open_torch`.
+
+    Parameters
+    ----------
+    file : SourceFile
+        Closed with the reader, or with an error.
+    """
     with ExitStack() as opened:
-        file = SourceFile(path)
         opened.callback(file.close)
+        path = file.path
         container = open_container(file)
         table = TensorTable(container.pickled.persistent, path)
         graph = read_graph(container.pickled.value, table, path)

@@ -93,18 +93,22 @@ def write_like(reader: Reader, replaced: Replaced, out: Sink) -> None:
     CorruptCheckpointError
         A storage that is copied has another checksum.
     """
-    for name in replaced:
-        if name not in reader.checkpoint.tensors:
-            raise OutputError("is to be replaced and is not in the source", tensor=name)
     with closing(open_torch(reader.checkpoint.root)) as source:
-        by_storage: dict[str, list[str]] = {}
-        for name in replaced:
-            by_storage.setdefault(source.views[name].key, []).append(name)
-        changes = _Changes(source, replaced, by_storage)
-        if isinstance(source.container, ZipContainer):
-            _copy_zip(source.container, changes, out)
-        elif isinstance(source.container, LegacyContainer):
-            _copy_legacy(source, source.container, changes, out)
+        copy_with(source, replaced, out)
+
+
+def copy_with(source: TorchReader, replaced: Replaced, out: Sink) -> None:
+    """Copy an opened checkpoint with the values of some tensors exchanged; see `write_like`."""
+    by_storage: dict[str, list[str]] = {}
+    for name in replaced:
+        if name not in source.checkpoint.tensors:
+            raise OutputError("is to be replaced and is not in the source", tensor=name)
+        by_storage.setdefault(source.views[name].key, []).append(name)
+    changes = _Changes(source, replaced, by_storage)
+    if isinstance(source.container, ZipContainer):
+        _copy_zip(source.container, changes, out)
+    elif isinstance(source.container, LegacyContainer):
+        _copy_legacy(source, source.container, changes, out)
 
 
 class _Changes:

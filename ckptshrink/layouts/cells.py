@@ -183,13 +183,9 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
         missing = "recurrent" if recurrent is None else "input"
         raise _alone(given or recurrent or next(iter(cell.weights.values())), missing)
     rows, n_recurrent = _outputs_inputs(recurrent, rule)
-    if _outputs_inputs(given, rule)[0] != rows:
-        raise LayoutError(
-            f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
-            "their gates differ in size",
-            tensor=recurrent.name,
-            hint=HINT,
-        )
+    n_given = _outputs_inputs(given, rule)[0]
+    if all(n_given * kind.blocks != rows * kind.input_blocks for kind in rule.kinds):
+        raise _differ(given, recurrent)
     hidden = n_recurrent
     if projection is not None:
         n_projected, hidden = _outputs_inputs(projection, rule)
@@ -201,6 +197,8 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
                 hint=HINT,
             )
     kind = _kind(recurrent, rule, rows, hidden)
+    if n_given != kind.input_blocks * hidden:
+        raise _differ(given, recurrent)
     bias = cell.weights.get(BIAS)
     if bias is not None and bias.shape != (2, rows):
         raise LayoutError(
@@ -256,6 +254,15 @@ def _input_only(cell: Cell, layer: int) -> list[GateMatrix]:
     return [_matrix(cell, layer, kind, "Wi", weight)]
 
 
+def _differ(given: TensorRef, recurrent: TensorRef) -> LayoutError:
+    return LayoutError(
+        f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
+        "their gates differ in size",
+        tensor=recurrent.name,
+        hint=HINT,
+    )
+
+
 def _alone(ref: TensorRef, missing: str) -> LayoutError:
     return LayoutError(
         f"shape {ref.shape}, and its cell has no {missing} weight", tensor=ref.name, hint=HINT
@@ -289,7 +296,7 @@ def _matrix(
     if role == "P":
         layout = GateLayout(axis=axis, transposed=rule.transposed)
     else:
-        gates = cell.place.gate or kind.gates
+        gates = cell.place.gate or kind.gates_of(role)
         layout = GateLayout(gates, axis, rule.transposed, part is not None, rule.forget_bias)
     shape = [ref.shape[0], ref.shape[1]]
     if part is not None:

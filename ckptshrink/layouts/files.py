@@ -33,9 +33,7 @@ else:
 
 T = TypeVar("T")
 
-_GROUPS: Final = frozenset(
-    {"part", "list", "layer", "direction", "cell", "gate", "raw", "index"}
-)
+_GROUPS: Final = frozenset({"part", "list", "layer", "direction", "cell", "gate", "raw", "index"})
 _PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT, BIAS})
 _DIRECTIONS: Final = frozenset({"forward", "backward"})
 
@@ -115,7 +113,10 @@ def _cell_rule(table: "_Table") -> CellRule:
     rule = CellRule(
         pattern=table.pattern(),
         parts=table.mapping("parts", _PARTS),
-        kinds=tuple(t.closed(Kind(t.text("cell"), t.text("gates"))) for t in table.tables("kinds")),
+        kinds=tuple(
+            t.closed(Kind(t.text("cell"), t.text("gates"), t.text("input_gates", "")))
+            for t in table.tables("kinds")
+        ),
         directions=table.mapping("directions", _DIRECTIONS),
         numbering=table.one_of("numbering", {"name", "order", "model"}, "order"),
         transposed=table.flag("transposed"),
@@ -126,7 +127,8 @@ def _cell_rule(table: "_Table") -> CellRule:
     )
     if not rule.parts or not rule.kinds:
         raise table.fault("a cell needs parts and kinds")
-    if any(len(set(kind.gates)) != len(kind.gates) for kind in rule.kinds):
+    orders = [order for kind in rule.kinds for order in (kind.gates, kind.input_gates)]
+    if any(len(set(order)) != len(order) for order in orders):
         raise table.fault("a gate is named twice")
     return table.closed(rule)
 

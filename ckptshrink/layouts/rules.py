@@ -44,15 +44,32 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A cell type and its gate order. A cell without gates has one block of rows."""
+    """A cell type and its gate order. A cell without gates has one block of rows.
+
+    Attributes
+    ----------
+    cell, gates : str
+    input_gates : str
+        Gate order of the input weight, where it has others than the recurrent one.
+    """
 
     cell: str
     gates: str
+    input_gates: str = ""
 
     @property
     def blocks(self) -> int:
-        """Rows of a weight over hidden size."""
+        """Rows of a recurrent weight over hidden size."""
         return max(1, len(self.gates))
+
+    @property
+    def input_blocks(self) -> int:
+        """Rows of an input weight over hidden size."""
+        return len(self.input_gates) or self.blocks
+
+    def gates_of(self, role: str) -> str:
+        """Return the gate order of a weight of a role."""
+        return (role == "Wi" and self.input_gates) or self.gates
 
 
 @dataclass(frozen=True, slots=True)
