@@ -19,7 +19,7 @@ _GATES: Final = {
 }  # fmt: skip
 _MAX_DEPTH: Final = 64
 _RECURRENT_KERNEL: Final = re.compile(r"recurrent_kernel(?:_[0-9]{1,4})?(?::0)?")
-_OF_A_CELL: Final = re.compile(r"(?:recurrent_)?kernel(?:_[0-9]{1,4})?(?::0)?")
+_OF_A_CELL: Final = re.compile(r"(?:(?:recurrent_)?kernel|bias)(?:_[0-9]{1,4})?(?::0)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,24 +138,27 @@ def check_named(
             doubts |= {name: why for name in own if _OF_A_CELL.fullmatch(name.rpartition("/")[2])}
             continue
         found = [name for name in own if _RECURRENT_KERNEL.fullmatch(name.rpartition("/")[2])]
-        shapes = [cell.recurrent_shape for cell in inside]
-        if not found or None in shapes:
-            continue
-        left = Counter(shapes)
-        left.subtract(tensors[name].shape for name in found)  # type: ignore[arg-type]
-        for name in found:
-            if left[tensors[name].shape] < 0:  # type: ignore[index]
-                _compare(next((c for c in inside if left[c.recurrent_shape] > 0), inside[0]),
-                         tensors[name], where)  # fmt: skip
+        _compare_all(inside, [tensors[name] for name in found], where)
     return doubts
 
 
 def _variables(cell: ConfiguredCell, tensors: Mapping[str, TensorRef]) -> list[str]:
-    """Return the two-dimensional variables of a cell."""
+    """Return kernel, recurrent kernel and bias of a cell, those that there are."""
     # how tf.keras 2.12 called the layers of a model
     others = cell.path.replace("layers/", "_layer_checkpoint_dependencies/")
-    names = [f"{path}/vars/{place}" for path in (cell.path, others) for place in (0, 1)]
+    names = [f"{path}/vars/{place}" for path in (cell.path, others) for place in range(3)]
     return [name for name in names if name in tensors]
+
+
+def _compare_all(cells: Iterable[ConfiguredCell], kernels: Iterable[TensorRef], where: str) -> None:
+    """Hold the recurrent kernels of a layer to its cells, whose order the names don't tell."""
+    left = [cell for cell in cells if cell.recurrent_shape is not None]
+    for ref in kernels:
+        fitting = next((cell for cell in left if cell.recurrent_shape == ref.shape), None)
+        if fitting is not None:
+            left.remove(fitting)
+        elif left:
+            _compare(left[0], ref, where)
 
 
 def _compare(cell: ConfiguredCell, ref: TensorRef, where: str) -> None:

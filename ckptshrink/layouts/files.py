@@ -33,9 +33,7 @@ else:
 
 T = TypeVar("T")
 
-_GROUPS: Final = frozenset(
-    {"part", "list", "layer", "direction", "cell", "gate", "raw", "index"}
-)
+_GROUPS: Final = frozenset({"part", "list", "layer", "direction", "cell", "gate", "raw", "index"})
 _PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT, BIAS})
 _DIRECTIONS: Final = frozenset({"forward", "backward"})
 
