@@ -51,7 +51,7 @@ class ConfiguredCell:
     is_built: bool
 
     @property
-    def recurrent_shape(self) -> tuple[int, int] | None:
+    def recurrent_shape(self) -> tuple[int, ...] | None:
         """The shape of its recurrent kernel, None if the config doesn't tell."""
         if self.gates is None or self.units is None:
             return None
@@ -128,10 +128,13 @@ def check_named(
     by_top: dict[str, list[ConfiguredCell]] = {}
     for cell in cells:
         by_top.setdefault(cell.top, []).append(cell)
+    by_group: dict[str, list[str]] = {}
+    for name in tensors:
+        if name.startswith(prefix):
+            by_group.setdefault(name[len(prefix) :].partition("/")[0], []).append(name)
     doubts: dict[str, str] = {}
     for top, inside in by_top.items():
-        group = f"{prefix}{top}/"
-        own = [name for name in tensors if name.startswith(group)]
+        own = by_group.get(top, [])
         strange = next((cell for cell in inside if cell.gates is None), None)
         if strange is not None:
             why = f"its cell {printable(strange.class_name)[:100]} is not one of Keras's"
@@ -152,13 +155,17 @@ def _variables(cell: ConfiguredCell, tensors: Mapping[str, TensorRef]) -> list[s
 
 def _compare_all(cells: Iterable[ConfiguredCell], kernels: Iterable[TensorRef], where: str) -> None:
     """Hold the recurrent kernels of a layer to its cells, whose order the names don't tell."""
-    left = [cell for cell in cells if cell.recurrent_shape is not None]
+    cells = list(cells)
+    left = Counter(cell.recurrent_shape for cell in cells)
+    strange = None
     for ref in kernels:
-        fitting = next((cell for cell in left if cell.recurrent_shape == ref.shape), None)
-        if fitting is not None:
-            left.remove(fitting)
-        elif left:
-            _compare(left[0], ref, where)
+        if left[ref.shape] > 0:
+            left[ref.shape] -= 1
+        elif len(ref.shape) == 2:  # those of a ConvLSTM have more
+            strange = strange or ref
+    expected = next((cell for cell in cells if cell.units and left[cell.recurrent_shape]), None)
+    if strange is not None and expected is not None:
+        _compare(expected, strange, where)
 
 
 def _compare(cell: ConfiguredCell, ref: TensorRef, where: str) -> None:

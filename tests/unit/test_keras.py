@@ -15,7 +15,8 @@ import pytest
 from indexes import Shapes, index_of
 from numpy.typing import NDArray
 
-from ckptshrink.errors import LayoutError, ManifestMismatchError, OutputError
+from ckptshrink.errors import CheckpointError, LayoutError, ManifestMismatchError, OutputError
+from ckptshrink.io import hdf5_file
 from ckptshrink.io.detect import open_checkpoint
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_file import open_hdf5
@@ -454,3 +455,24 @@ def test_the_zip_of_keras_says_what_to_do(archive: Path) -> None:
     with closing(SourceFile(archive)) as file:
         error = ZipIndex(file, hint="do this").unsafe("is large")
     assert error.hint == "do this"
+
+
+def test_bfloat16_as_keras_3_stores_it(tmp_path: Path) -> None:
+    path, again = tmp_path / "b.h5", tmp_path / "again.h5"
+    halves = (np.arange(24, dtype="f4").view("u4") >> 16).astype("<u2").reshape(4, 6)
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = halves.view("V2")
+        file["vars/0"].attrs["dtype"] = "bfloat16"
+    with closing(open_hdf5(path)) as reader:
+        checkpoint = reader.checkpoint
+        assert checkpoint.tensors["vars/0"].dtype == "BF16"
+        assert reader.read("vars/0").tobytes() == halves.tobytes()
+        hdf5_file.write_new(checkpoint.container, checkpoint.tensors, reader.chunks, again)
+    with h5py.File(again) as file:
+        assert file["vars/0"].dtype == np.dtype("V2")
+        assert file["vars/0"][()].tobytes() == halves.tobytes()
+        assert file["vars/0"].attrs["dtype"] == "bfloat16"
+    with h5py.File(path, "r+") as file:
+        del file["vars/0"].attrs["dtype"]
+    with pytest.raises(CheckpointError, match="holds opaque bytes"):
+        open_hdf5(path)
