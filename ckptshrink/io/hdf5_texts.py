@@ -1,8 +1,8 @@
 """Texts of variable length in attributes, read from the bytes of the file and not by the library.
 
-Keras keeps a model's config, the names of its layers and of their weights in such texts. They lie in
-a heap elsewhere in the file, and HDF5 2.0 allocates whatever length is claimed of one (4 GiB were
-seen) and steps over a heap object of size 0 for ever. Here every length is held to the file first.
+Keras keeps a model's config, the names of its layers and of their weights in such texts. They lie
+in a heap elsewhere in the file, and HDF5 2.0 allocates whatever length is claimed of one (4 GiB
+were seen) and steps over a heap object of size 0 for ever. Here every length is held to the file.
 
 The layouts are those of the HDF5 File Format Specification: superblock (II), object header (IV.A),
 attribute message (IV.A.2.m), global heap (III.E).
@@ -111,7 +111,8 @@ class Texts:
                 if kind == _ATTRIBUTE and not flags & _SHARED:
                     yield data
                 elif kind == _CONTINUATION and len(data) >= 16:
-                    following = self._next_block(*struct.unpack_from("<2Q", data), block)
+                    address, size = struct.unpack_from("<2Q", data)
+                    following = self._next_block(address, size, block)
                     if following.start in seen:
                         raise CorruptCheckpointError("an object's header goes round in a circle")
                     seen.add(following.start)

@@ -10,7 +10,13 @@ from typing import Final
 from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError, printable
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_attributes import Attribute, read_attributes
-from ckptshrink.io.hdf5_dataset import Storage, shown, storage_of, why_no_tensor
+from ckptshrink.io.hdf5_dataset import (
+    Storage,
+    is_opaque_pair,
+    shown,
+    storage_of,
+    why_no_tensor,
+)
 from ckptshrink.io.hdf5_library import h5d, h5g, h5l, h5o, h5py
 from ckptshrink.io.hdf5_texts import Texts
 
@@ -176,15 +182,26 @@ def _add_dataset(item: h5d.DatasetID, path: str, found: Walk) -> None:
     if skipped is not None:
         found.pass_over(path, skipped)
         return
-    storage = storage_of(item, path, found.file_size)
     address = h5o.get_info(item).addr
     found.addresses[path] = address
     first = found.first_names.setdefault(address, path)
+    storage = storage_of(
+        item,
+        path,
+        found.file_size,
+        is_bfloat16=is_opaque_pair(item) and _says_bfloat16(item, found),
+    )
     if first != path:
         found.datasets.append(Dataset(path, storage, first, ()))
         return
     _check_proportion(item.get_storage_size(), storage.nbytes, path, found)
     found.datasets.append(Dataset(path, storage, None, found.attributes(item, path)))
+
+
+def _says_bfloat16(item: h5d.DatasetID, found: Walk) -> bool:
+    """Return whether an attribute says that pairs of bytes are bfloat16, as Keras 3 writes it."""
+    attributes, _ = read_attributes(item, found.texts)
+    return any(a.name == "dtype" and a.value == "bfloat16" for a in attributes)
 
 
 def _check_proportion(kept: int, nbytes: int, path: str, found: Walk) -> None:

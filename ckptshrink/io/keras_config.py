@@ -19,7 +19,7 @@ _GATES: Final = {
 }  # fmt: skip
 _MAX_DEPTH: Final = 64
 _RECURRENT_KERNEL: Final = re.compile(r"recurrent_kernel(?:_[0-9]{1,4})?(?::0)?")
-_OF_A_CELL: Final = re.compile(r"(?:recurrent_)?kernel(?:_[0-9]{1,4})?(?::0)?")
+_OF_A_CELL: Final = re.compile(r"(?:(?:recurrent_)?kernel|bias)(?:_[0-9]{1,4})?(?::0)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ConfiguredCell:
     is_built: bool
 
     @property
-    def recurrent_shape(self) -> tuple[int, int] | None:
+    def recurrent_shape(self) -> tuple[int, ...] | None:
         """The shape of its recurrent kernel, None if the config doesn't tell."""
         if self.gates is None or self.units is None:
             return None
@@ -128,34 +128,44 @@ def check_named(
     by_top: dict[str, list[ConfiguredCell]] = {}
     for cell in cells:
         by_top.setdefault(cell.top, []).append(cell)
+    by_group: dict[str, list[str]] = {}
+    for name in tensors:
+        if name.startswith(prefix):
+            by_group.setdefault(name[len(prefix) :].partition("/")[0], []).append(name)
     doubts: dict[str, str] = {}
     for top, inside in by_top.items():
-        group = f"{prefix}{top}/"
-        own = [name for name in tensors if name.startswith(group)]
+        own = by_group.get(top, [])
         strange = next((cell for cell in inside if cell.gates is None), None)
         if strange is not None:
             why = f"its cell {printable(strange.class_name)[:100]} is not one of Keras's"
             doubts |= {name: why for name in own if _OF_A_CELL.fullmatch(name.rpartition("/")[2])}
             continue
         found = [name for name in own if _RECURRENT_KERNEL.fullmatch(name.rpartition("/")[2])]
-        shapes = [cell.recurrent_shape for cell in inside]
-        if not found or None in shapes:
-            continue
-        left = Counter(shapes)
-        left.subtract(tensors[name].shape for name in found)  # type: ignore[arg-type]
-        for name in found:
-            if left[tensors[name].shape] < 0:  # type: ignore[index]
-                _compare(next((c for c in inside if left[c.recurrent_shape] > 0), inside[0]),
-                         tensors[name], where)  # fmt: skip
+        _compare_all(inside, [tensors[name] for name in found], where)
     return doubts
 
 
 def _variables(cell: ConfiguredCell, tensors: Mapping[str, TensorRef]) -> list[str]:
-    """Return the two-dimensional variables of a cell."""
+    """Return kernel, recurrent kernel and bias of a cell, those that there are."""
     # how tf.keras 2.12 called the layers of a model
     others = cell.path.replace("layers/", "_layer_checkpoint_dependencies/")
-    names = [f"{path}/vars/{place}" for path in (cell.path, others) for place in (0, 1)]
+    names = [f"{path}/vars/{place}" for path in (cell.path, others) for place in range(3)]
     return [name for name in names if name in tensors]
+
+
+def _compare_all(cells: Iterable[ConfiguredCell], kernels: Iterable[TensorRef], where: str) -> None:
+    """Hold the recurrent kernels of a layer to its cells, whose order the names don't tell."""
+    cells = list(cells)
+    left = Counter(cell.recurrent_shape for cell in cells)
+    strange = None
+    for ref in kernels:
+        if left[ref.shape] > 0:
+            left[ref.shape] -= 1
+        elif len(ref.shape) == 2:  # those of a ConvLSTM have more
+            strange = strange or ref
+    expected = next((cell for cell in cells if cell.units and left[cell.recurrent_shape]), None)
+    if strange is not None and expected is not None:
+        _compare(expected, strange, where)
 
 
 def _compare(cell: ConfiguredCell, ref: TensorRef, where: str) -> None:

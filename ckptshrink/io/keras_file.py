@@ -1,8 +1,9 @@
 """The .keras archives of Keras 3: a zip of a config, metadata, and an HDF5 file of weights.
 
 The config is data. A class, a lambda or a function that it names is never looked up, and what
-`write_new` writes has the very bytes that it had. The weights are read at their place in the archive;
-where the archive packs them, they are unpacked into a file without a name that nobody else can open.
+`write_new` writes has the very bytes that it had. The weights are read at their place in the
+archive; where the archive packs them, they are unpacked into a file without a name, which nobody
+else can open.
 """
 
 import base64
@@ -254,10 +255,11 @@ def _recorded(container: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
     try:
         found: list[tuple[str, bytes | None]] = []
         for member in container["members"]:
+            content: bytes | None = None
             if "base64" in member:
                 content = base64.b64decode(member["base64"], validate=True)
-            else:
-                content = member["text"].encode() if "text" in member else None
+            elif "text" in member:
+                content = str.encode(member["text"])
             found.append((str(member["name"]), content))
         names = [name for name, _ in found]
         if len(set(names)) < len(names) or [n for n, c in found if c is None] != [WEIGHTS]:

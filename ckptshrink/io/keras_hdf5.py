@@ -1,8 +1,8 @@
-"""The HDF5 files of Keras 1 and 2, and the .h5 files of Keras 3: weights in a group for each layer.
+"""The HDF5 files of Keras 1 and 2, and the .h5 files of Keras 3: a group of weights for each layer.
 
-Attributes say which groups and datasets there are, in the order of the model: ``layer_names`` of the
-group of the weights, ``weight_names`` of every layer's. Where one would be too large it is parted
-into ``layer_names0``, ``layer_names1`` ... A whole model has its config beside them.
+Attributes say which groups and datasets there are, in the order of the model: ``layer_names`` of
+the group of the weights, ``weight_names`` of every layer's. Where one would be too large it is
+parted into ``layer_names0``, ``layer_names1`` ... A whole model has its config beside them.
 """
 
 import json

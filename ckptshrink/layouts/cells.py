@@ -91,9 +91,13 @@ def number_layers(cells: Sequence[Cell]) -> list[int]:
     A list of one-layer modules can number its cells by name (``rnns.2``); in a Sequential, where
     the numbers of other modules lie between, or with modules of several layers, they are counted.
     """
+    counted = _count_in_model(cells)
     sizes: dict[tuple[int, str], dict[int, int]] = {}
-    where = []
-    for cell in cells:
+    where: list[tuple[str, int | None, int]] = []
+    for number, cell in enumerate(cells):
+        if number in counted:
+            where.append(("", None, counted[number]))
+            continue
         inner = int(cell.place.layer or 0)
         base, position = _list_position(cell)
         where.append((base, position, inner))
@@ -106,13 +110,10 @@ def number_layers(cells: Sequence[Cell]) -> list[int]:
         for position in sorted(known):
             offsets.setdefault(key, {})[position] = total
             total += known[position]
-    counted = _count_in_model(cells)
     layers = []
-    for number, (cell, (base, position, inner)) in enumerate(zip(cells, where, strict=True)):
+    for cell, (base, position, inner) in zip(cells, where, strict=True):
         key = (id(cell.rule), base)
-        if number in counted:
-            layers.append(counted[number])
-        elif position is None:
+        if position is None:
             layers.append(inner)
         elif cell.rule.numbering == "name" and max(sizes[key].values()) == 1:
             layers.append(position)
@@ -128,8 +129,9 @@ def _count_in_model(cells: Sequence[Cell]) -> dict[int, int]:
     whatever their cells are called.
     """
     stacks: dict[str, dict[str, dict[tuple[str, str], list[int]]]] = {}
-    for number, cell in enumerate(cells):
-        if cell.rule.numbering == "model" and not cell.rule.suspect:
+    # cells that get no role come last, and take no number from those that do
+    for number, cell in sorted(enumerate(cells), key=lambda item: bool(item[1].rule.suspect)):
+        if cell.rule.numbering == "model":
             place = cell.place
             direction = stacks.setdefault(place.prefix, {}).setdefault(place.direction, {})
             direction.setdefault((place.cell, place.list), []).append(number)

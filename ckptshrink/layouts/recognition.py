@@ -92,7 +92,7 @@ def recognise(
 class _Recogniser:
     """What is known of a checkpoint so far; the methods are in the order in which they run.
 
-    `known_as` holds names under which to look up roles, `claimed` the tensors of recurrent cells, and
+    `known_as` holds names under which to look up roles, `claimed` the tensors of recurrent cells,
     `found` the families whose marks or cells there are; the other fields are those of Recognition.
     """
 
