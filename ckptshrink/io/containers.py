@@ -1,7 +1,7 @@
 """The writers of every source format behind two functions: write it new, or like the source."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,19 @@ from ckptshrink.errors import PlanError
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.staged_file import StagedFile
 from ckptshrink.io.staging import Staging
-from ckptshrink.io.structure import tensors_in, without
+from ckptshrink.io.structure import tensors_in, unwrapped
 from ckptshrink.tensors import TensorRef
 
 Payloads = Callable[[str], Iterator[memoryview]]
 Replaced = Mapping[str, Callable[[], NDArray[np.uint8]]]
+
+_NOT_WRITTEN: Final = {
+    "torchscript": ("the program: what is written is the model's state dict, for torch.load",),
+    "torch-tar": (
+        "the tar container: what is written is the zip container of torch 1.6 and later",
+    ),
+}
+"""What a new file in place of such a source is without."""
 
 
 def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
@@ -70,14 +78,15 @@ def write_new(
 
             safetensors_file.write_new(container, tensors, payload, _creator(staging))
             return ()
-        case "torch-zip" | "torch-legacy":
+        case "torch-zip" | "torch-legacy" | "torch-tar" | "torchscript":
             from ckptshrink.io import torch_write
 
             structure = container.get("structure", {})
             dropped = set(tensors_in(structure)) - set(tensors)
-            kept = {**container, "structure": without(structure, dropped)}
+            kept = {**container, "structure": unwrapped(structure, dropped)}
             out = staging.create(_only_name(staging))
-            return tuple(torch_write.write_new(kept, tensors, payload, out))
+            left_out = torch_write.write_new(kept, tensors, payload, out)
+            return (*left_out, *_NOT_WRITTEN.get(format_, ()))
     raise PlanError(f"no writer for the format {format_!r}")
 
 

@@ -17,6 +17,7 @@ from ckptshrink.io.files import SourceFile, source_errors
 from ckptshrink.io.safetensors_file import looks_like_header
 from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
 from ckptshrink.io.staging import MANIFEST
+from ckptshrink.io.torch_tar import is_torch_tar
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -43,7 +44,6 @@ _KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
 )
 """First bytes, what the file is, and what to do with it."""
 
-_TORCH_TAR_MEMBERS: Final = {b"sys_info", b"pickle", b"storages", b"tensors"}
 _HTML: Final = (b"<!doctype html", b"<html", b"<?xml", b"<head")
 
 
@@ -152,6 +152,8 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return _format_of_zip(file.path)
     if start.startswith(_LEGACY_TORCH) or _is_pickle(file, start):
         return "torch"
+    if _is_tar(start) and is_torch_tar(file):
+        return "torch"
     if looks_like_header(start[:9]) or _is_shard_index(file, start):
         return "safetensors"
     # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
@@ -202,6 +204,9 @@ def _format_of_zip(path: Path) -> str:
     what, hint = "is a zip archive without a torch pickle", _UNPACK
     if names and all(name.endswith(".npy") for name in names):
         what, hint = "is an npz archive of NumPy arrays", "put them into a state dict"
+    if any(name.endswith("/model.json") for name in names) and any("/code/" in n for n in names):
+        what = "is a TorchScript archive of torch 1.0 to 1.2"
+        hint = "torch.jit.load and torch.jit.save it with a later torch, where you trust it"
     if "model.weights.h5" in names:
         what, hint = "is a Keras archive", "unpack it, and give its model.weights.h5"
     raise UnknownFormatError(what, path=path, hint=hint)
@@ -213,9 +218,6 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
         if start.startswith(magic):
             return UnknownFormatError(what, path=path, hint=hint)
     if _is_tar(start):
-        if start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS:
-            hint = "load it in PyTorch, and save its state dict again with torch.save"
-            return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
         return UnknownFormatError("is a tar archive", path=path, hint=f"tar xf: {_UNPACK}")
     text = start.lstrip().lower()
     if text.startswith(_HTML):
