@@ -50,6 +50,8 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def tensors_of(saved: Any) -> dict[str, Tensor]:
     """Return the tensors of a loaded fixture under the names that the reader should give them."""
+    if isinstance(saved, torch.jit.ScriptModule):
+        return {**saved.state_dict(), "scale": saved.scale}
     if isinstance(saved, nn.Module):
         return _module(saved, "")
     if isinstance(saved, list):
