@@ -86,6 +86,10 @@ def write_new(
             kept = {**container, "structure": unwrapped(structure, dropped)}
             out = staging.create(_only_name(staging))
             left_out = torch_write.write_new(kept, tensors, payload, out)
+            if format_ == "torchscript":
+                named = set(tensors_in(structure))
+                beside = [n for n, t in tensors.items() if n not in named and not t.shares_with]
+                left_out += tuple(f"{n}: no part of the state dict" for n in beside)
             return (*left_out, *_NOT_WRITTEN.get(format_, ()))
     raise PlanError(f"no writer for the format {format_!r}")
 
