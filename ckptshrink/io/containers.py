@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,20 @@ from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.staged_file import StagedFile
 from ckptshrink.io.staging import Staging
-from ckptshrink.io.structure import tensors_in, without
+from ckptshrink.io.structure import tensors_in, unwrapped
 from ckptshrink.tensors import TensorRef
 
 Payloads = Callable[[str], Iterator[memoryview]]
 Carried = Callable[[str], SourceFile]
 Replaced = Mapping[str, Callable[[], NDArray[np.uint8]]]
+
+_NOT_WRITTEN: Final = {
+    "torchscript": ("the program: what is written is the model's state dict, for torch.load",),
+    "torch-tar": (
+        "the tar container: what is written is the zip container of torch 1.6 and later",
+    ),
+}
+"""What a new file in place of such a source is without."""
 
 
 def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
@@ -94,11 +102,16 @@ def write_new(
 
             safetensors_file.write_new(container, tensors, payload, _creator(staging))
             return ()
-        case "torch-zip" | "torch-legacy":
+        case "torch-zip" | "torch-legacy" | "torch-tar" | "torchscript":
             from ckptshrink.io import torch_write
 
             out = staging.create(_only_name(staging))
-            return torch_write.write_new(_kept(container, tensors), tensors, payload, out)
+            left_out = torch_write.write_new(_kept(container, tensors), tensors, payload, out)
+            if format_ == "torchscript":
+                named = set(tensors_in(container.get("structure", {})))
+                beside = [n for n, t in tensors.items() if n not in named and not t.shares_with]
+                left_out += tuple(f"{n}: no part of the state dict" for n in beside)
+            return (*left_out, *_NOT_WRITTEN.get(format_, ()))
         case "allennlp-archive":
             from ckptshrink.io import archive_file
 
@@ -111,7 +124,7 @@ def _kept(container: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> Map
     """Return the record of a file of torch.save without the tensors that were dropped."""
     structure = container.get("structure", {})
     dropped = set(tensors_in(structure)) - set(tensors)
-    return {**container, "structure": without(structure, dropped)}
+    return {**container, "structure": unwrapped(structure, dropped)}
 
 
 def _only_name(staging: Staging) -> str:

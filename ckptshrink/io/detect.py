@@ -18,6 +18,7 @@ from ckptshrink.io.safetensors_file import looks_like_header
 from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.io.tar_file import begins_as_tar
+from ckptshrink.io.torch_tar import is_torch_tar
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -44,7 +45,6 @@ _KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
 )
 """First bytes, what the file is, and what to do with it."""
 
-_TORCH_TAR_MEMBERS: Final = {b"sys_info", b"pickle", b"storages", b"tensors"}
 _HTML: Final = (b"<!doctype html", b"<html", b"<?xml", b"<head")
 
 
@@ -168,9 +168,11 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return _format_of_zip(file.path)
     if start.startswith(_LEGACY_TORCH) or _is_pickle(file, start):
         return "torch"
+    if _is_tar(start) and is_torch_tar(file):
+        return "torch"
     if looks_like_header(start[:9]) or _is_shard_index(file, start):
         return "safetensors"
-    if begins_as_tar(start) and not _is_tar_of_torch(start):
+    if begins_as_tar(start):
         return "allennlp-archive"
     # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
     return "hdf5" if not _is_tar(start) and _has_user_block(file) else None
@@ -178,10 +180,6 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
 
 def _is_tar(start: bytes) -> bool:
     return start[257:262] == b"ustar"
-
-
-def _is_tar_of_torch(start: bytes) -> bool:
-    return _is_tar(start) and start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS
 
 
 def _has_user_block(file: SourceFile) -> bool:
@@ -226,6 +224,9 @@ def _format_of_zip(path: Path) -> str:
     what, hint = "is a zip archive without a torch pickle", _UNPACK
     if names and all(name.endswith(".npy") for name in names):
         what, hint = "is an npz archive of NumPy arrays", "put them into a state dict"
+    if any(name.endswith("/model.json") for name in names) and any("/code/" in n for n in names):
+        what = "is a TorchScript archive of torch 1.0 to 1.2"
+        hint = "torch.jit.load and torch.jit.save it with a later torch, where you trust it"
     raise UnknownFormatError(what, path=path, hint=hint)
 
 
@@ -234,9 +235,6 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     for magic, what, hint in _KNOWN_STARTS:
         if start.startswith(magic):
             return UnknownFormatError(what, path=path, hint=hint)
-    if _is_tar_of_torch(start):
-        hint = "load it in PyTorch, and save its state dict again with torch.save"
-        return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
     text = start.lstrip().lower()
     if text.startswith(_HTML):
         hint = "a download page or an error was saved in its place: get the file itself"

@@ -14,6 +14,7 @@ from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.torch_container import LegacyContainer, ZipContainer
 from ckptshrink.io.torch_file import TorchReader, elements_of, open_torch
 from ckptshrink.io.torch_structure import StructurePickle
+from ckptshrink.io.torch_tar import TarContainer
 from ckptshrink.io.torch_zip_writer import Sink, ZipWriter
 from ckptshrink.tensors import TensorRef
 
@@ -107,8 +108,8 @@ def copy_with(source: TorchReader, replaced: Replaced, out: Sink) -> None:
     changes = _Changes(source, replaced, by_storage)
     if isinstance(source.container, ZipContainer):
         _copy_zip(source.container, changes, out)
-    elif isinstance(source.container, LegacyContainer):
-        _copy_legacy(source, source.container, changes, out)
+    elif isinstance(source.container, LegacyContainer | TarContainer):
+        _copy_in_place(source, source.container, changes, out)
 
 
 class _Changes:
@@ -165,8 +166,8 @@ def _copy_zip(container: ZipContainer, changes: _Changes, out: Sink) -> None:
     archive.close()
 
 
-def _copy_legacy(
-    source: TorchReader, container: LegacyContainer, changes: _Changes, out: Sink
+def _copy_in_place(
+    source: TorchReader, container: LegacyContainer | TarContainer, changes: _Changes, out: Sink
 ) -> None:
     at = 0
     for key, (offset, nbytes) in container.places.items():

@@ -76,9 +76,8 @@ def test_every_fixture_is_opened(fixtures: Path) -> None:
             continue
         with closing(open_checkpoint(fixtures / name)) as reader:
             opened.add(reader.checkpoint.format)
-    assert opened == {
-        "hdf5", "keras", "safetensors", "torch-zip", "torch-legacy", "allennlp-archive",
-    }  # fmt: skip
+    torch_formats = {"torch-zip", "torch-legacy", "torch-tar", "torchscript"}
+    assert opened == {"hdf5", "keras", "safetensors", "allennlp-archive"} | torch_formats
 
 
 def zipped(names: list[str]) -> bytes:
@@ -120,7 +119,6 @@ UNKNOWN: dict[str, tuple[bytes, str, str | None]] = {
     "RAR": (b"Rar!\x1a\x07" + bytes(100), "a RAR archive", "unpack it"),
     "tar": (tarred("README"), "a tar archive without weights.th", "tar xf"),
     "tar of HDF5": (tarred("w.hdf5", hdf5_bytes()), "a tar archive", "tar xf"),
-    "tar of PyTorch 0.1": (tarred("sys_info"), "a tar file of PyTorch 0.1", "torch.save"),
     "zip": (zipped(["a/b.txt"]), "zip archive without a torch pickle", "unpack it"),
     "empty zip": (zipped([]), "zip archive without a torch pickle", "unpack it"),
     "npz": (NPZ.getvalue(), "an npz archive", "state dict"),
