@@ -137,6 +137,8 @@ class AllennlpEvaluator:
             unpacked = self._folder / "archive"
             unpacked.mkdir()
             self._sha256 = unpack(settings.archive, unpacked)
+            if self._origin is not None and self._is_own(self._origin):
+                self._origin = None  # a baseline, and not what the archive was trained over
             self._sizes = elmo_sizes(unpacked, settings.archive)
             self._session = Session(settings.archive, unpacked, settings.data, way, self._folder)
             opened.callback(self._session.close)
