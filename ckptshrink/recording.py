@@ -67,10 +67,7 @@ class Facts:
     tool: Tool
 
     def write(self, staging: Staging) -> Manifest:
-        """Write sidecars, model card and manifest beside the tensors; return the manifest."""
-        checkpoint = self.checkpoint
-        for sidecar in checkpoint.sidecars:
-            staging.create(sidecar.name).write(sidecar.read_bytes())
+        """Write model card and manifest beside tensors and sidecars; return the manifest."""
         files = staging.finish()
         card = staging.create("README.md")
         card.write(model_card(self.manifest(files)).encode())

@@ -20,7 +20,7 @@ class Checkpoint:
     root : Path
         The file, or the folder of a sharded checkpoint.
     format : str
-        ``"torch-zip"``, ``"torch-legacy"``, ``"hdf5"`` or ``"safetensors"``.
+        ``"torch-zip"``, ``"torch-legacy"``, ``"torch-shards"``, ``"hdf5"`` or ``"safetensors"``.
     tensors : mapping of str to TensorRef
         In stored order.
     files : tuple of Path
@@ -31,9 +31,12 @@ class Checkpoint:
         Tensors that repeat another one's values without sharing its storage: a dropout-masked or
         evaluated copy of a recurrent weight, by the name of the weight that wins.
     sidecars : tuple of Path
-        Files beside the checkpoint that the model needs (``options.json`` of an ELMo).
+        Files beside the checkpoint that the model needs (``options.json`` of an ELMo, configuration
+        and tokenizer of a Hugging Face model).
     notes : tuple of str
         What a reader saw and a user should know, one line each.
+    model_type : str or None
+        The architecture that a ``config.json`` beside the weights names.
     """
 
     root: Path
@@ -44,11 +47,22 @@ class Checkpoint:
     copies: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    model_type: str | None = None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the checkpoint is one file, and neither a folder nor shards."""
+        return is_single(self.container, len(self.files))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the checkpoint's files on disk, sidecars not counted."""
         return sum(path.stat().st_size for path in self.files)
+
+
+def is_single(container: Mapping[str, Any], n_files: int) -> bool:
+    """Tell from what was recorded of a checkpoint whether it was one file."""
+    return n_files == 1 and container.get("folder") is None
 
 
 class Reader(Protocol):

@@ -25,19 +25,24 @@ def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
     replaced : mapping of str to callable
         Makes the new payload of a tensor, of the size of the old one, when the copy comes to it.
     """
+    name = _only_name(staging, reader.checkpoint.container)
     match reader.checkpoint.format:
         case "hdf5":
             from ckptshrink.io import hdf5_file
 
-            hdf5_file.write_like(reader, replaced, staging.adopt(_only_name(staging)))
+            hdf5_file.write_like(reader, replaced, staging.adopt(name))
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
             safetensors_file.write_like(reader, replaced, _creator(staging))
+        case "torch-shards":
+            from ckptshrink.io import torch_shards
+
+            torch_shards.write_like(reader, replaced, staging.create)
         case _:
             from ckptshrink.io import torch_write
 
-            torch_write.write_like(reader, replaced, staging.create(_only_name(staging)))
+            torch_write.write_like(reader, replaced, staging.create(name))
 
 
 def write_new(
@@ -59,33 +64,42 @@ def write_new(
     PlanError
         The format is none that can be written.
     """
+    name = _only_name(staging, container)
     match format_:
         case "hdf5":
             from ckptshrink.io import hdf5_file
 
-            hdf5_file.write_new(container, tensors, payload, staging.adopt(_only_name(staging)))
+            hdf5_file.write_new(container, tensors, payload, staging.adopt(name))
             return ()
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
             safetensors_file.write_new(container, tensors, payload, _creator(staging))
             return ()
+        case "torch-shards":
+            from ckptshrink.io import torch_shards
+
+            return torch_shards.write_new(container, tensors, payload, staging.create)
         case "torch-zip" | "torch-legacy":
             from ckptshrink.io import torch_write
 
             structure = container.get("structure", {})
             dropped = set(tensors_in(structure)) - set(tensors)
             kept = {**container, "structure": without(structure, dropped)}
-            out = staging.create(_only_name(staging))
+            out = staging.create(name)
             return tuple(torch_write.write_new(kept, tensors, payload, out))
     raise PlanError(f"no writer for the format {format_!r}")
 
 
-def _only_name(staging: Staging) -> str:
-    return staging.target.name
+def _only_name(staging: Staging, container: Mapping[str, Any]) -> str:
+    """Return the name of the one file: the target's, or in a model's folder that of the source."""
+    if staging.single:
+        return staging.target.name
+    folder = container.get("folder")
+    return str(folder.get("weights", "")) if isinstance(folder, dict) else staging.target.name
 
 
 def _creator(staging: Staging) -> Callable[[str], StagedFile]:
     if staging.single:
-        return lambda _: staging.create(_only_name(staging))
+        return lambda _: staging.create(staging.target.name)
     return staging.create

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -96,7 +97,12 @@ def write_like(reader: Reader, replaced: Replaced, out: Sink) -> None:
     for name in replaced:
         if name not in reader.checkpoint.tensors:
             raise OutputError("is to be replaced and is not in the source", tensor=name)
-    with closing(open_torch(reader.checkpoint.root)) as source:
+    copy_with(reader.checkpoint.files[0], replaced, out)
+
+
+def copy_with(path: Path, replaced: Replaced, out: Sink) -> None:
+    """Copy one file with the values of some of its tensors exchanged; see `write_like`."""
+    with closing(open_torch(path)) as source:
         by_storage: dict[str, list[str]] = {}
         for name in replaced:
             by_storage.setdefault(source.views[name].key, []).append(name)
