@@ -116,7 +116,7 @@ def compress(
                     copy_sidecars(checkpoint.sidecars, staging)
                 listen(Progress("syncing and reading back", 1, 1))
                 average = compare_averages(reader)
-                notes = [*checkpoint.notes, *([average] if average else [])]
+                notes = [*checkpoint.notes, *recognition.notes, *([average] if average else [])]
                 source = source_record(checkpoint, recognition.family, hashes.result(), notes)
                 tool = tool_record(threads, run.device.type)
                 facts = Facts(checkpoint, plan, matrices, outcomes, source, tool)

@@ -8,11 +8,11 @@ are named as left out.
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import (
@@ -56,6 +56,16 @@ _CARRIED: Final = re.compile(
 )
 """Names of configurations, vocabularies, merges, tokenizers and licences."""
 
+_OUTPUTS: Final = (
+    "lm_head.weight", "decoder.weight", "embed_out.weight", "vocab_projector.weight",
+    "proj_out.weight", "lm_loss.weight",
+)  # fmt: skip
+"""How the names of output layers end where they are stored beside the embedding."""
+
+_LANGUAGE_MODEL: Final = re.compile(
+    r".*(?:LMHeadModel|ForCausalLM|ForMaskedLM|ForConditionalGeneration|MTModel|ForPreTraining)"
+)
+
 _SENTENCEPIECE: Final = re.compile(r".*\.(?:model|spm)")
 
 
@@ -69,12 +79,15 @@ class Sidecars:
         Sorted by name.
     model_type : str or None
         What ``config.json`` calls the model's architecture.
+    is_tied : bool
+        Whether it says that a language model's output layer is its input embedding.
     notes : tuple of str
         What is left out and why, one line each.
     """
 
     carried: tuple[Path, ...]
     model_type: str | None
+    is_tied: bool
     notes: tuple[str, ...]
 
 
@@ -148,8 +161,10 @@ def sidecars_of(folder: Path, weights: Iterable[str]) -> Sidecars:
         shown = ", ".join(map(printable, others[:_NAMED]))
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         notes.append(f"left out of the folder: {shown}{more}")
-    model_type = _model_type(folder, notes) if folder / CONFIG in carried else None
-    return Sidecars(tuple(carried), model_type, tuple(notes))
+    config = _config(folder, notes) if folder / CONFIG in carried else {}
+    if "auto_map" in config:
+        notes.append(f"{CONFIG} names code of its own (auto_map), which is not carried along")
+    return Sidecars(tuple(carried), _model_type(config), _is_tied(config), tuple(notes))
 
 
 def with_sidecars(checkpoint: Checkpoint, *, folder: Path | None) -> Checkpoint:
@@ -166,11 +181,14 @@ def with_sidecars(checkpoint: Checkpoint, *, folder: Path | None) -> Checkpoint:
     home = checkpoint.files[0].parent if folder is None else folder
     shards = checkpoint.container.get("shards", {})
     found = sidecars_of(home, [*shards, *(path.name for path in checkpoint.files)])
+    notes = list(found.notes)
+    if found.is_tied and not any(name.endswith(_OUTPUTS) for name in checkpoint.tensors):
+        notes.append("the output layer is tied to the input embedding, and stored once as that")
     changed = replace(
         checkpoint,
         sidecars=(*checkpoint.sidecars, *found.carried),
         model_type=found.model_type,
-        notes=(*checkpoint.notes, *found.notes),
+        notes=(*checkpoint.notes, *notes),
     )
     if folder is None:
         return changed
@@ -246,22 +264,31 @@ def _fault(folder: Path, name: str) -> str | None:
     return None
 
 
-def _model_type(folder: Path, notes: list[str]) -> str | None:
-    """Return the architecture that ``config.json`` names; note what a user should know of it."""
+def _config(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Return what ``config.json`` says, and nothing with a note if it can't be read."""
     path = folder / CONFIG
     with closing(SourceFile(path)) as file:
         if file.size > _MAX_CONFIG:
             notes.append(f"{CONFIG} has {file.size:,} bytes, and is carried along unread")
-            return None
+            return {}
         data = bytes(file.read(0, file.size))
     try:
-        config = strict_json(data, "configuration", path)
+        return strict_json(data, "configuration", path)
     except CheckpointError as error:
         notes.append(f"{CONFIG}: {error.message}")
-        return None
-    if "auto_map" in config:
-        notes.append(f"{CONFIG} names code of its own (auto_map), which is not carried along")
+        return {}
+
+
+def _model_type(config: Mapping[str, Any]) -> str | None:
     model_type = config.get("model_type")
     if isinstance(model_type, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", model_type):
         return model_type
     return None
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures")
+    is_model = isinstance(names, list) and any(
+        isinstance(name, str) and _LANGUAGE_MODEL.fullmatch(name) for name in names
+    )
+    return is_model and config.get("tie_word_embeddings") is True

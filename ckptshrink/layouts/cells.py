@@ -21,6 +21,7 @@ class Place:
     list: str
     layer: str
     direction: str
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
             continue
         rules[id(hit.rule)] = hit.rule
         raw = "raw" in hit.groups
-        groups = (hit.groups.get(key, "") for key in ("list", "layer", "direction"))
+        groups = (hit.groups.get(key, "") for key in ("list", "layer", "direction", "group"))
         place = Place(hit.prefix, *groups)
         if raw in slots.get((id(hit.rule), place), {}).get(role, {}):
             # x.weight_ih beside x.module.weight_ih: two modules, and not a wrapper and its content
@@ -143,7 +144,11 @@ def matrices_of(cell: Cell, layer: int) -> list[GateMatrix]:
         return _joint(cell, layer)
     if "Wh" in cell.rule.parts.values():
         return _separate(cell, layer)
-    return _input_only(cell, layer)
+    if "Wi" in cell.rule.parts.values():
+        return _input_only(cell, layer)
+    # only the projection of the cell is a matrix of its own
+    kind = cell.rule.kinds[0]
+    return [_matrix(cell, layer, kind, role, ref) for role, ref in cell.weights.items()]
 
 
 def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
@@ -184,7 +189,8 @@ def _joint(cell: Cell, layer: int) -> list[GateMatrix]:
         raise _alone(next(iter(cell.weights.values())), "gate")
     rows, columns = _outputs_inputs(joint, rule)
     if projection is None:
-        n_recurrent = hidden = rows // rule.kinds[0].blocks
+        hidden = rows // rule.kinds[0].blocks
+        n_recurrent = columns // 2 if rule.halves else hidden
     else:
         n_recurrent, hidden = _outputs_inputs(projection, rule)
     kind = _kind(joint, rule, rows, hidden)

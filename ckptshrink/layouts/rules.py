@@ -53,11 +53,28 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A name by which a layout is known. TOML: ``[[marks]]``.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    wide : bool
+        Whether the tensor must have more columns than rows. By that GPT-2's ``c_attn``, stored as
+        (inputs, 3 outputs), is told from the Linear that other models have under the same name.
+    """
+
+    pattern: Pattern
+    wide: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CellRule:
     """Which tensors make a recurrent cell. TOML: ``[[cells]]``.
 
-    Tensors that agree in prefix, `list`, `layer` and `direction` (named groups of the pattern) are
-    one cell; the group `part` says which weight, the group `raw` that a weight wins over its copy.
+    Tensors that agree in prefix, `list`, `layer`, `group` and `direction` (named groups of the
+    pattern) are one cell; the group `part` says which weight, the group `raw` that a weight wins
+    over its copy.
 
     Attributes
     ----------
@@ -76,6 +93,9 @@ class CellRule:
     forget_bias : float
     needs_raw : bool
         Whether only cells with a `raw` weight are meant.
+    halves : bool
+        Whether a joint weight takes as many recurrent values as inputs, whatever its gates have:
+        the projection that makes them is that of all groups of a cell.
     """
 
     pattern: Pattern
@@ -86,6 +106,7 @@ class CellRule:
     transposed: bool
     forget_bias: float
     needs_raw: bool
+    halves: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +149,24 @@ class ListRule:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepRule:
+    """Tensors that look like weights and are none to compress. TOML: ``[[keeps]]``.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    reason : str
+        Why, for the row of the tensor.
+    note : str
+        What the user should know of a checkpoint that has them, said once; may be empty.
+    """
+
+    pattern: Pattern
+    reason: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropRule:
     """Tensors that are no part of the model. TOML: ``[[drops]]``, by pattern or by `head`."""
 
@@ -165,9 +204,11 @@ class Layout:
         Layouts are tried in ascending order; the first that claims a tensor has it.
     about : str
         What writes such files.
-    marks : tuple of Pattern
+    model_types : tuple of str
+        What ``config.json`` calls the models that have these names.
+    marks : tuple of Mark
         The layout is tried only where a name matches one of them; always, where there are none.
-    cells, matrices, copies, lists, drops, recurrent
+    cells, matrices, copies, lists, keeps, drops, recurrent
         Rules. Those for matrices hold only where the layout's marks or cells were found.
     tokens : Tokens or None
     """
@@ -175,11 +216,13 @@ class Layout:
     family: str
     priority: int
     about: str
-    marks: tuple[Pattern, ...]
+    model_types: tuple[str, ...]
+    marks: tuple[Mark, ...]
     cells: tuple[CellRule, ...]
     matrices: tuple[MatrixRule, ...]
     copies: tuple[CopyRule, ...]
     lists: tuple[ListRule, ...]
+    keeps: tuple[KeepRule, ...]
     drops: tuple[DropRule, ...]
     recurrent: tuple[RecurrentRule, ...]
     tokens: Tokens | None

@@ -10,9 +10,9 @@ FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
 
 FILES = sorted(
     path.relative_to(FIXTURES).as_posix()
-    for suffix in ("*.hdf5", "*.pt", "*.safetensors", "*.index.json")
+    for suffix in ("*.hdf5", "*.pt", "*.bin", "*.safetensors", "*.index.json")
     for path in FIXTURES.rglob(suffix)
-    if not path.name.startswith("model-0")  # a shard is no checkpoint of its own
+    if "-of-0" not in path.name  # a shard is no checkpoint of its own
 )
 
 
@@ -20,7 +20,7 @@ def test_there_are_fixtures_of_every_format(shrink: Shrink) -> None:
     paths = [FIXTURES / name for name in FILES]
     listed = json.loads(shrink("inspect", "--json", *paths).out)["checkpoints"]
     formats = {found["format"] for found in listed}
-    assert formats == {"hdf5", "torch-zip", "torch-legacy", "safetensors"}
+    assert formats == {"hdf5", "torch-zip", "torch-legacy", "torch-shards", "safetensors"}
 
 
 @pytest.mark.parametrize("name", FILES)
