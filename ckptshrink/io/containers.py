@@ -74,7 +74,8 @@ def write_new(
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
-            safetensors_file.write_new(container, tensors, payload, _creator(staging))
+            kept = _without_dropped(container, tensors)
+            safetensors_file.write_new(kept, tensors, payload, _creator(staging))
             return ()
         case "torch-shards":
             from ckptshrink.io import torch_shards
@@ -89,6 +90,25 @@ def write_new(
             out = staging.create(name)
             return tuple(torch_write.write_new(kept, tensors, payload, out))
     raise PlanError(f"no writer for the format {format_!r}")
+
+
+def _without_dropped(
+    container: Mapping[str, Any], tensors: Mapping[str, TensorRef]
+) -> Mapping[str, Any]:
+    """Return the record of safetensors files without what the artefact does not have."""
+    shards = container.get("shards")
+    if not isinstance(shards, dict):
+        return container
+    kept = {
+        file: [name for name in names if name in tensors]
+        for file, names in shards.items()
+        if isinstance(names, list)
+    }
+    # a shard of optimizer state alone is not written; one that was empty is
+    return {
+        **container,
+        "shards": {f: names for f, names in kept.items() if names or not shards[f]},
+    }
 
 
 def _only_name(staging: Staging, container: Mapping[str, Any]) -> str:

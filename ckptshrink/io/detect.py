@@ -18,6 +18,12 @@ from ckptshrink.io.model_folder import has_weights, is_beside_config, weights_of
 from ckptshrink.io.safetensors_file import looks_like_header
 from ckptshrink.io.safetensors_index import read_index
 from ckptshrink.io.staging import MANIFEST
+from ckptshrink.io.tensorflow import (
+    is_tensorflow_folder,
+    refuse_folder,
+    tensorflow_file,
+    tensorflow_prefix,
+)
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -66,6 +72,9 @@ def open_checkpoint(path: Path) -> Reader:
     CorruptCheckpointError, UnsafeCheckpointError
         See the reader of its format.
     """
+    refusal = tensorflow_prefix(path)
+    if refusal is not None:
+        raise refusal
     with source_errors(path):
         is_folder = path.is_dir()
     if is_folder:
@@ -125,6 +134,9 @@ def detect_format(path: Path) -> str:
             )
         start = bytes(file.read(0, min(file.size, _START)))
         found = _format_of_content(file, start)
+        refusal = tensorflow_file(file, start) if found is None else None
+    if refusal is not None:
+        raise refusal
     if found is None:
         raise _unknown(path, start)
     return found
@@ -144,6 +156,8 @@ def _check_folder(folder: Path) -> None:
         return
     if not names:
         raise UnknownFormatError("is an empty folder", path=folder)
+    if is_tensorflow_folder(names):
+        raise refuse_folder(folder)
     found = _checkpoints_among(folder, names)
     raise UnknownFormatError(
         "is a folder, and not that of a model or of shards",
