@@ -67,11 +67,8 @@ class Facts:
     tool: Tool
 
     def write(self, staging: Staging) -> Manifest:
-        """Write sidecars, model card and manifest beside the tensors; return the manifest."""
-        checkpoint = self.checkpoint
-        for sidecar in checkpoint.sidecars:
-            staging.create(sidecar.name).write(sidecar.read_bytes())
-        for place, file in checkpoint.carried.items():
+        """Write carried files, model card and manifest beside the tensors; return the manifest."""
+        for place, file in self.checkpoint.carried.items():
             out = staging.create(place)
             for chunk in file.chunks(0, file.size):
                 out.write(chunk)

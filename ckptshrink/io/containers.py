@@ -36,15 +36,16 @@ def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
     replaced : mapping of str to callable
         Makes the new payload of a tensor, of the size of the old one, when the copy comes to it.
     """
+    name = _only_name(staging, reader.checkpoint.container)
     match reader.checkpoint.format:
         case "hdf5":
             from ckptshrink.io import hdf5_file
 
-            hdf5_file.write_like(reader, replaced, staging.adopt(_only_name(staging)))
+            hdf5_file.write_like(reader, replaced, staging.adopt(name))
         case "keras":
             from ckptshrink.io import keras_file
 
-            out, scratch = staging.create(_only_name(staging)), _scratch(staging)
+            out, scratch = staging.create(name), _scratch(staging)
             keras_file.write_like(reader, replaced, scratch, out)
         case "allennlp-archive":
             from ckptshrink.io import archive_file
@@ -54,10 +55,14 @@ def write_like(reader: Reader, replaced: Replaced, staging: Staging) -> None:
             from ckptshrink.io import safetensors_file
 
             safetensors_file.write_like(reader, replaced, _creator(staging))
+        case "torch-shards":
+            from ckptshrink.io import torch_shards
+
+            torch_shards.write_like(reader, replaced, staging.create)
         case _:
             from ckptshrink.io import torch_write
 
-            torch_write.write_like(reader, replaced, staging.create(_only_name(staging)))
+            torch_write.write_like(reader, replaced, staging.create(name))
 
 
 def write_new(
@@ -85,27 +90,33 @@ def write_new(
     PlanError
         The format is none that can be written.
     """
+    name = _only_name(staging, container)
     match format_:
         case "hdf5":
             from ckptshrink.io import hdf5_file
 
-            hdf5_file.write_new(container, tensors, payload, staging.adopt(_only_name(staging)))
+            hdf5_file.write_new(container, tensors, payload, staging.adopt(name))
             return ()
         case "keras":
             from ckptshrink.io import keras_file
 
-            out, scratch = staging.create(_only_name(staging)), _scratch(staging)
+            out, scratch = staging.create(name), _scratch(staging)
             keras_file.write_new(container, tensors, payload, scratch, out)
             return ()
         case "safetensors":
             from ckptshrink.io import safetensors_file
 
-            safetensors_file.write_new(container, tensors, payload, _creator(staging))
+            kept = _without_dropped(container, tensors)
+            safetensors_file.write_new(kept, tensors, payload, _creator(staging))
             return ()
+        case "torch-shards":
+            from ckptshrink.io import torch_shards
+
+            return torch_shards.write_new(container, tensors, payload, staging.create)
         case "torch-zip" | "torch-legacy" | "torch-tar" | "torchscript":
             from ckptshrink.io import torch_write
 
-            out = staging.create(_only_name(staging))
+            out = staging.create(name)
             left_out = torch_write.write_new(_kept(container, tensors), tensors, payload, out)
             if format_ == "torchscript":
                 named = set(tensors_in(container.get("structure", {})))
@@ -127,15 +138,38 @@ def _kept(container: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> Map
     return {**container, "structure": unwrapped(structure, dropped)}
 
 
-def _only_name(staging: Staging) -> str:
-    return staging.target.name
+def _without_dropped(
+    container: Mapping[str, Any], tensors: Mapping[str, TensorRef]
+) -> Mapping[str, Any]:
+    """Return the record of safetensors files without what the artefact does not have."""
+    shards = container.get("shards")
+    if not isinstance(shards, dict):
+        return container
+    kept = {
+        file: [name for name in names if name in tensors]
+        for file, names in shards.items()
+        if isinstance(names, list)
+    }
+    # a shard of optimizer state alone is not written; one that was empty is
+    return {
+        **container,
+        "shards": {f: names for f, names in kept.items() if names or not shards[f]},
+    }
+
+
+def _only_name(staging: Staging, container: Mapping[str, Any]) -> str:
+    """Return the name of the one file: the target's, or in a model's folder that of the source."""
+    if staging.single:
+        return staging.target.name
+    folder = container.get("folder")
+    return str(folder.get("weights", "")) if isinstance(folder, dict) else staging.target.name
 
 
 def _scratch(staging: Staging) -> Path:
-    return staging.scratch_path(f"{_only_name(staging)}.weights")
+    return staging.scratch_path(f"{staging.target.name}.weights")
 
 
 def _creator(staging: Staging) -> Callable[[str], StagedFile]:
     if staging.single:
-        return lambda _: staging.create(_only_name(staging))
+        return lambda _: staging.create(staging.target.name)
     return staging.create

@@ -14,10 +14,17 @@ from typing import Final
 from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnknownFormatError
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.files import SourceFile, source_errors
+from ckptshrink.io.model_folder import has_weights, is_beside_config, weights_of, with_sidecars
 from ckptshrink.io.safetensors_file import looks_like_header
-from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
+from ckptshrink.io.safetensors_index import read_index
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.io.tar_file import begins_as_tar
+from ckptshrink.io.tensorflow import (
+    is_tensorflow_folder,
+    refuse_folder,
+    tensorflow_file,
+    tensorflow_prefix,
+)
 from ckptshrink.io.torch_tar import is_torch_tar
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
@@ -54,7 +61,8 @@ def open_checkpoint(path: Path) -> Reader:
     Parameters
     ----------
     path : Path
-        A file, the index of a sharded checkpoint, or a folder that holds one.
+        A file, the index of a sharded checkpoint, or a folder that holds one or a model's file.
+        Configuration and tokenizer of a model's folder are its sidecars.
 
     Raises
     ------
@@ -65,7 +73,24 @@ def open_checkpoint(path: Path) -> Reader:
     CorruptCheckpointError, UnsafeCheckpointError
         See the reader of its format.
     """
-    match detect_format(path):
+    refusal = tensorflow_prefix(path)
+    if refusal is not None:
+        raise refusal
+    with source_errors(path):
+        is_folder = path.is_dir()
+    if is_folder:
+        _check_folder(path)
+    weights = weights_of(path) if is_folder else path
+    reader = _open_file(weights, detect_format(weights))
+    if is_folder or len(reader.checkpoint.files) > 1:
+        reader.checkpoint = with_sidecars(reader.checkpoint, folder=weights.parent)
+    elif is_beside_config(weights):
+        reader.checkpoint = with_sidecars(reader.checkpoint, folder=None)
+    return reader
+
+
+def _open_file(path: Path, form: str) -> Reader:
+    match form:
         case "hdf5":
             from ckptshrink.io.hdf5_file import open_hdf5
 
@@ -82,6 +107,10 @@ def open_checkpoint(path: Path) -> Reader:
             from ckptshrink.io.safetensors_file import open_safetensors
 
             return open_safetensors(path)
+        case "torch-shards":
+            from ckptshrink.io.torch_shards import open_torch_shards
+
+            return open_torch_shards(path)
         case _:
             from ckptshrink.io.torch_file import open_torch
 
@@ -96,7 +125,8 @@ def detect_format(path: Path) -> str:
     Returns
     -------
     str
-        ``"hdf5"``, ``"keras"``, ``"safetensors"``, ``"torch"`` or ``"allennlp-archive"``.
+        ``"hdf5"``, ``"keras"``, ``"safetensors"`` (an index of such shards too), ``"torch"``,
+        ``"torch-shards"`` for an index of several files of torch.save, or ``"allennlp-archive"``.
 
     Raises
     ------
@@ -106,7 +136,8 @@ def detect_format(path: Path) -> str:
     with source_errors(path):
         is_folder = path.is_dir()
     if is_folder:
-        return _format_of_folder(path)
+        _check_folder(path)
+        return detect_format(weights_of(path))
     with closing(SourceFile(path)) as file:
         if file.size == 0:
             raise CorruptCheckpointError(
@@ -114,12 +145,16 @@ def detect_format(path: Path) -> str:
             )
         start = bytes(file.read(0, min(file.size, _START)))
         found = _format_of_content(file, start)
+        refusal = tensorflow_file(file, start) if found is None else None
+    if refusal is not None:
+        raise refusal
     if found is None:
         raise _unknown(path, start)
     return found
 
 
-def _format_of_folder(folder: Path) -> str:
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no model's, as helpfully as its content allows."""
     with source_errors(folder):
         names = sorted(entry.name for entry in folder.iterdir())
     if MANIFEST in names and _is_artefact(folder / MANIFEST):
@@ -128,13 +163,15 @@ def _format_of_folder(folder: Path) -> str:
             path=folder,
             hint=f"ckptshrink verify {folder}, or: ckptshrink restore {folder} -o FILE",
         )
-    if any(name == SINGLE_NAME or name.endswith(INDEX_SUFFIX) for name in names):
-        return "safetensors"
+    if has_weights(names):
+        return
     if not names:
         raise UnknownFormatError("is an empty folder", path=folder)
+    if is_tensorflow_folder(names):
+        raise refuse_folder(folder)
     found = _checkpoints_among(folder, names)
     raise UnknownFormatError(
-        "is a folder, and not one of safetensors shards",
+        "is a folder, and not that of a model or of shards",
         path=folder,
         hint=f"name the file: {', '.join(found)}" if found else None,
     )
@@ -170,8 +207,10 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return "torch"
     if _is_tar(start) and is_torch_tar(file):
         return "torch"
-    if looks_like_header(start[:9]) or _is_shard_index(file, start):
+    if looks_like_header(start[:9]):
         return "safetensors"
+    if _is_shard_index(file, start):
+        return _format_of_shards(file)
     if begins_as_tar(start):
         return "allennlp-archive"
     # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
@@ -204,6 +243,16 @@ def _is_shard_index(file: SourceFile, start: bytes) -> bool:
     if not start.lstrip().startswith(b"{"):
         return False
     return b'"weight_map"' in bytes(file.read(0, min(file.size, _SEARCHED)))
+
+
+def _format_of_shards(index: SourceFile) -> str:
+    """Return the format of the shards, by the content of the first one."""
+    first = next(iter(read_index(index).shard_paths().values()))
+    with closing(SourceFile(first)) as shard:
+        start = bytes(shard.read(0, min(shard.size, _START)))
+        is_torch = start.startswith((b"PK", _LEGACY_TORCH)) or _is_pickle(shard, start)
+    # what is neither is left to the reader of safetensors, which says what is wrong with it
+    return "torch-shards" if is_torch else "safetensors"
 
 
 def _format_of_zip(path: Path) -> str:

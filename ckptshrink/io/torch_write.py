@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -94,7 +95,12 @@ def write_like(reader: Reader, replaced: Replaced, out: Sink) -> None:
     CorruptCheckpointError
         A storage that is copied has another checksum.
     """
-    with closing(open_torch(reader.checkpoint.root)) as source:
+    copy_file(reader.checkpoint.files[0], replaced, out)
+
+
+def copy_file(path: Path, replaced: Replaced, out: Sink) -> None:
+    """Copy one file with the values of some of its tensors exchanged; see `write_like`."""
+    with closing(open_torch(path)) as source:
         copy_with(source, replaced, out)
 
 

@@ -21,6 +21,7 @@ class Place:
     list: str
     layer: str
     direction: str
+    group: str = ""
     cell: str = ""
     gate: str = ""
 
@@ -61,7 +62,7 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
             continue
         rules[id(hit.rule)] = hit.rule
         raw = "raw" in hit.groups
-        keys = ("list", "layer", "direction", "cell", "gate")
+        keys = ("list", "layer", "direction", "group", "cell", "gate")
         groups = (hit.groups.get(key, "") for key in keys)
         place = Place(hit.prefix, *groups)
         if raw in slots.get((id(hit.rule), place), {}).get(role, {}):
@@ -175,7 +176,11 @@ def matrices_of(cell: Cell, layer: int) -> list[GateMatrix]:
         return _joint(cell, layer)
     if "Wh" in cell.rule.parts.values():
         return _separate(cell, layer)
-    return _input_only(cell, layer)
+    if "Wi" in cell.rule.parts.values():
+        return _input_only(cell, layer)
+    # only the projection of the cell is a matrix of its own
+    kind = cell.rule.kinds[0]
+    return [_matrix(cell, layer, kind, role, ref) for role, ref in cell.weights.items()]
 
 
 def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
@@ -222,7 +227,8 @@ def _joint(cell: Cell, layer: int) -> list[GateMatrix]:
         raise _alone(next(iter(cell.weights.values())), "gate")
     rows, columns = _outputs_inputs(joint, rule)
     if projection is None:
-        n_recurrent = hidden = rows // rule.kinds[0].blocks
+        hidden = rows // rule.kinds[0].blocks
+        n_recurrent = columns // 2 if rule.halves else hidden
     else:
         n_recurrent, hidden = _outputs_inputs(projection, rule)
     kind = _kind(joint, rule, rows, hidden)

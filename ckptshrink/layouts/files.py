@@ -17,9 +17,11 @@ from ckptshrink.layouts.rules import (
     CellRule,
     CopyRule,
     DropRule,
+    KeepRule,
     Kind,
     Layout,
     ListRule,
+    Mark,
     MatrixRule,
     Pattern,
     RecurrentRule,
@@ -33,7 +35,9 @@ else:
 
 T = TypeVar("T")
 
-_GROUPS: Final = frozenset({"part", "list", "layer", "direction", "cell", "gate", "raw", "index"})
+_GROUPS: Final = frozenset(
+    {"part", "list", "layer", "group", "direction", "cell", "gate", "raw", "index"}
+)
 _PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT, BIAS})
 _DIRECTIONS: Final = frozenset({"forward", "backward"})
 
@@ -92,13 +96,18 @@ def parse_layout(content: bytes, file: str) -> Layout:
         family=table.text("family"),
         priority=table.integer("priority"),
         about=table.text("about"),
-        marks=tuple(t.closed(t.pattern()) for t in table.tables("marks")),
+        model_types=table.texts("model_types", []),
+        marks=tuple(t.closed(Mark(t.pattern(), t.flag("wide"))) for t in table.tables("marks")),
         cells=tuple(_cell_rule(t) for t in table.tables("cells")),
         matrices=tuple(_matrix_rule(t) for t in table.tables("matrices")),
         copies=tuple(t.closed(CopyRule(t.pattern(), t.text("of"))) for t in table.tables("copies")),
         lists=tuple(
             t.closed(ListRule(t.pattern(), t.texts("order"), t.texts("directions"), t.text("raw")))
             for t in table.tables("lists")
+        ),
+        keeps=tuple(
+            t.closed(KeepRule(t.pattern(), t.text("reason"), t.text("note", "")))
+            for t in table.tables("keeps")
         ),
         drops=tuple(_drop_rule(t) for t in table.tables("drops")),
         recurrent=tuple(
@@ -124,6 +133,7 @@ def _cell_rule(table: "_Table") -> CellRule:
         needs_raw=table.flag("needs_raw"),
         needs_recurrent=table.flag("needs_recurrent"),
         suspect=table.text("suspect", ""),
+        halves=table.flag("halves"),
     )
     if not rule.parts or not rule.kinds:
         raise table.fault("a cell needs parts and kinds")
@@ -201,8 +211,8 @@ class _Table:
             raise self.fault(f"key {key!r} must be one of {', '.join(sorted(allowed))}")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        values = self._take(key, list, None)
+    def texts(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
+        values = self._take(key, list, default)
         if not all(isinstance(value, str) for value in values):
             raise self.fault(f"key {key!r} must be a list of strings")
         return tuple(values)

@@ -73,12 +73,28 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A name by which a layout is known. TOML: ``[[marks]]``.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    wide : bool
+        Whether the tensor must have more columns than rows. By that GPT-2's ``c_attn``, stored as
+        (inputs, 3 outputs), is told from the Linear that other models have under the same name.
+    """
+
+    pattern: Pattern
+    wide: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CellRule:
     """Which tensors make a recurrent cell. TOML: ``[[cells]]``.
 
-    Tensors that agree in prefix, `list`, `layer`, `direction`, `cell` and `gate` (named groups of
-    the pattern) are one cell; the group `part` says which weight, the group `raw` that a weight
-    wins over its copy. With a group `gate` every gate has matrices of its own.
+    Tensors that agree in prefix, `list`, `layer`, `direction`, `group`, `cell` and `gate` (named
+    groups of the pattern) are one cell; the group `part` says which weight, the group `raw` that a
+    weight wins over its copy. With a group `gate` every gate has matrices of its own.
 
     Attributes
     ----------
@@ -103,6 +119,9 @@ class CellRule:
     suspect : str
         Where the names are no proof: why weights whose shapes are those of a cell look recurrent.
         They get no role, and others that the rule matches are let be.
+    halves : bool
+        Whether a joint weight takes as many recurrent values as inputs, whatever its gates have:
+        the projection that makes them is that of all groups of a cell.
     """
 
     pattern: Pattern
@@ -115,6 +134,7 @@ class CellRule:
     needs_raw: bool
     needs_recurrent: bool
     suspect: str
+    halves: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +177,24 @@ class ListRule:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepRule:
+    """Tensors that look like weights and are none to compress. TOML: ``[[keeps]]``.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    reason : str
+        Why, for the row of the tensor.
+    note : str
+        What the user should know of a checkpoint that has them, said once; may be empty.
+    """
+
+    pattern: Pattern
+    reason: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropRule:
     """Tensors that are no part of the model. TOML: ``[[drops]]``, by pattern or by `head`."""
 
@@ -194,9 +232,11 @@ class Layout:
         Layouts are tried in ascending order; the first that claims a tensor has it.
     about : str
         What writes such files.
-    marks : tuple of Pattern
+    model_types : tuple of str
+        What ``config.json`` calls the models that have these names.
+    marks : tuple of Mark
         The layout is tried only where a name matches one of them; always, where there are none.
-    cells, matrices, copies, lists, drops, recurrent
+    cells, matrices, copies, lists, keeps, drops, recurrent
         Rules. Those for matrices hold only where the layout's marks or cells were found.
     tokens : Tokens or None
     """
@@ -204,11 +244,13 @@ class Layout:
     family: str
     priority: int
     about: str
-    marks: tuple[Pattern, ...]
+    model_types: tuple[str, ...]
+    marks: tuple[Mark, ...]
     cells: tuple[CellRule, ...]
     matrices: tuple[MatrixRule, ...]
     copies: tuple[CopyRule, ...]
     lists: tuple[ListRule, ...]
+    keeps: tuple[KeepRule, ...]
     drops: tuple[DropRule, ...]
     recurrent: tuple[RecurrentRule, ...]
     tokens: Tokens | None

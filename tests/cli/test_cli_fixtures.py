@@ -13,12 +13,13 @@ FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
 
 SUFFIXES = (
     "*.hdf5", "*.h5", "*.keras", "*.pt", "*.safetensors", "*.index.json", "*.th", "*.tar.gz",
+    "*.bin",
 )  # fmt: skip
 FILES = sorted(
     path.relative_to(FIXTURES).as_posix()
     for suffix in SUFFIXES
     for path in FIXTURES.rglob(suffix)
-    if not path.name.startswith("model-0")  # a shard is no checkpoint of its own
+    if "-of-0" not in path.name  # a shard is no checkpoint of its own
     and "trained" not in path.parts  # those are large, and of families that are here already
 )
 
@@ -27,8 +28,9 @@ def test_there_are_fixtures_of_every_format(shrink: Shrink) -> None:
     paths = [FIXTURES / name for name in FILES]
     listed = json.loads(shrink("inspect", "--json", *paths).out)["checkpoints"]
     formats = {found["format"] for found in listed}
-    torch_formats = {"torch-zip", "torch-legacy", "torch-tar", "torchscript"}
-    assert formats == {"hdf5", "keras", "safetensors", "allennlp-archive"} | torch_formats
+    torch_formats = {f"torch-{kind}" for kind in ("zip", "legacy", "tar", "shards")}
+    others = {"torchscript", "hdf5", "keras", "safetensors", "allennlp-archive"}
+    assert formats == torch_formats | others
 
 
 @pytest.mark.parametrize("name", FILES)

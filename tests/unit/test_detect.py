@@ -69,6 +69,8 @@ def test_every_fixture_is_opened(fixtures: Path) -> None:
     opened = set()
     for line in (fixtures / "DIGESTS").read_text().splitlines():
         name = line.split("  ", 1)[1]
+        if name.startswith("transformers/") and not name.endswith((".bin", "safetensors")):
+            continue  # what lies beside the weights of a model
         if name.endswith("options.json"):
             with pytest.raises(UnknownFormatError, match="JSON text") as caught:
                 open_checkpoint(fixtures / name)

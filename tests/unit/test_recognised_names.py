@@ -26,7 +26,6 @@ LOOKS_RECURRENT = [
     "elmo.backward_layer_1.state_linearity.weight.U",
     "elmo.backward_layer_1.state_projection.kernel",
     "model/lstm_0/lstm_cell/kernel",
-    "model/lstm_0/lstm_cell/projection/kernel",
     "model/lstm_1/flstm_cell/second_gemm/kernel",
     "model/lstm_1/glstm_cell/group0/kernel",
     "RNN_0/RNN/LSTMCell/W_F",
