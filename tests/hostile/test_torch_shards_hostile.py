@@ -104,7 +104,7 @@ def test_a_shard_that_is_no_file_of_the_folder(folder: Path, kind: str) -> None:
         os.mkfifo(folder / TWO)
     else:
         (folder / TWO).mkdir()
-    with pytest.raises(CheckpointError, match="leads out|named pipe|is a folder"):
+    with pytest.raises(CheckpointError, match=r"leads out|named pipe|is a folder"):
         open_checkpoint(folder)
 
 
