@@ -98,6 +98,7 @@ def test_what_is_left_out_is_said_and_recorded(
         "config.json", "generation_config.json", "merges.txt", "vocab.json",
     ]  # fmt: skip
     assert not (out / "modeling_own.py").exists()
+    assert "`from_pretrained` knows no factors" in (out / "README.md").read_text()
 
 
 def test_a_sidecar_that_was_changed_is_found(
