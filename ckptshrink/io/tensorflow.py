@@ -26,7 +26,7 @@ _STATE: Final = re.compile(rb"\s*(?:all_)?model_checkpoint_paths?\s*:")
 CONVERT: Final = (
     'where TensorFlow is: python -c "import tensorflow as tf, numpy as np; '
     "from safetensors.numpy import save_file as s; r = tf.train.load_checkpoint('{prefix}'); "
-    "s({{n: np.ascontiguousarray(r.get_tensor(n)) for n, t in "
+    "s({{n: np.array(r.get_tensor(n)) for n, t in "
     "r.get_variable_to_dtype_map().items() if t != tf.string}}, 'model.safetensors')\""
 )
 """A line for the shell that writes every variable under its own name."""
