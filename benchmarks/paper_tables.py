@@ -74,7 +74,7 @@ class Table:
 AWD = TRAINED / "awd_lstm_brown.pt"
 ELMO = TRAINED / "elmo_brown" / "elmo_brown.hdf5"
 ARCHIVE = "bcn_sst5.tar.gz"
-_ELMO_RANKS = (5, 10, 25, 50, 75, 100)
+_ELMO_RANKS = (5, 10, 25, 50, 100)
 
 TABLES = (
     Table(
