@@ -96,14 +96,12 @@ def test_the_other_commands_have_options_that_there_are(args: list[str]) -> None
 
 
 def test_the_trained_files_are_those_of_their_logs() -> None:
-    logs = sorted(TRAINED.glob("*.json"))
-    assert logs
-    for log in logs:
-        record = json.loads(log.read_text())
-        (file,) = (p for p in TRAINED.glob(f"{log.stem}.*") if p.suffix in {".pt", ".hdf5"})
+    files = [p for p in TRAINED.rglob("*") if p.suffix in {".pt", ".hdf5"}]
+    assert {file.suffix for file in files} == {".pt", ".hdf5"}
+    for file in files:
+        record = json.loads(file.with_suffix(".json").read_text())
         assert file_sha256(file) == record["file_sha256"]
-        assert file.stat().st_size < 12_000_000
-        assert min(record["perplexity"].values()) > 1
+    assert max(p.stat().st_size for p in TRAINED.rglob("*")) < 12_000_000
 
 
 def test_the_trained_language_model_beats_n_grams() -> None:
