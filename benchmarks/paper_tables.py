@@ -245,9 +245,10 @@ def _models() -> Iterator[str]:
             ppl, grams = log["perplexity"]["test"], log["baselines_test"]
             both = ppl["both"] if isinstance(ppl, dict) else ppl
             grams = grams.get("forward", grams)
+            size = subject_of(path).n_params
             yield _line(
                 [
-                    f"`{path.relative_to(TRAINED)}`", f"{log['n_params']:,}", f"{both:.2f}",
+                    f"`{path.relative_to(TRAINED)}`", f"{size:,}", f"{both:.2f}",
                     f"{grams['unigram']:.1f}", f"{grams['kneser_ney_3']:.1f}",
                 ]
             )  # fmt: skip
