@@ -17,6 +17,12 @@ _FOOTNOTE = (
     "weights count once."
 )
 
+_FROM_PRETRAINED = (
+    "`from_pretrained` knows no factors, and would fill in random weights for them: give it the",
+    "restored folder, and not this one.",
+    "",
+)
+
 
 def model_card(manifest: Manifest) -> str:
     """Return the Markdown text of the card; the same manifest gives the same text."""
@@ -58,6 +64,7 @@ def model_card(manifest: Manifest) -> str:
         "    ckptshrink verify .",
         "    ckptshrink restore . -o " + _shell(source.file),
         "",
+        *(_FROM_PRETRAINED if "config.json" in source.sidecars else ()),
     ]
     return "\n".join(lines)
 

@@ -67,10 +67,11 @@ class Facts:
     tool: Tool
 
     def write(self, staging: Staging) -> Manifest:
-        """Write sidecars, model card and manifest beside the tensors; return the manifest."""
-        checkpoint = self.checkpoint
-        for sidecar in checkpoint.sidecars:
-            staging.create(sidecar.name).write(sidecar.read_bytes())
+        """Write carried files, model card and manifest beside the tensors; return the manifest."""
+        for place, file in self.checkpoint.carried.items():
+            out = staging.create(place)
+            for chunk in file.chunks(0, file.size):
+                out.write(chunk)
         files = staging.finish()
         card = staging.create("README.md")
         card.write(model_card(self.manifest(files)).encode())

@@ -20,8 +20,9 @@ from ckptshrink.export.dense import write_dense
 from ckptshrink.export.factored import Outcome, write_factored
 from ckptshrink.export.rebuilt import Rebuilt
 from ckptshrink.gates import GateMatrix
-from ckptshrink.io.checkpoint import Reader
+from ckptshrink.io.checkpoint import Reader, is_single
 from ckptshrink.io.containers import write_new
+from ckptshrink.io.model_folder import copy_sidecars, recorded_sidecars
 from ckptshrink.io.staging import Staging, check_target
 from ckptshrink.manifest import FileRecord, Manifest, read_manifest
 from ckptshrink.matrices import MatrixSource
@@ -88,7 +89,7 @@ def compress(
     checkpoint = reader.checkpoint
     target = _Target(
         out,
-        single=dense and len(checkpoint.files) == 1,
+        single=dense and checkpoint.is_single,
         overwrite=overwrite,
         inputs=(*checkpoint.files, *checkpoint.sidecars),
     )
@@ -111,9 +112,11 @@ def compress(
             with target.staging(needed) as staging:
                 run = _Run(reader, plan, matrices, staging, compute.resolve(), listen)
                 outcomes = run.dense() if dense else run.factored(max_shard_bytes)
+                if not staging.single:
+                    copy_sidecars(checkpoint.sidecars, staging)
                 listen(Progress("syncing and reading back", 1, 1))
                 average = compare_averages(reader)
-                notes = [*checkpoint.notes, *([average] if average else [])]
+                notes = [*checkpoint.notes, *recognition.notes, *([average] if average else [])]
                 source = source_record(checkpoint, recognition.family, hashes.result(), notes)
                 tool = tool_record(threads, run.device.type)
                 facts = Facts(checkpoint, plan, matrices, outcomes, source, tool)
@@ -230,19 +233,25 @@ def restore(
         raise PlanError("the artefact lists no tensors", path=artefact)
     rebuilt = Rebuilt(artefact, manifest)
     needed = sum(ref.nbytes for ref in rebuilt.tensors.values())
+    single = is_single(manifest.container, len(manifest.source.files))
     with (
         closing(rebuilt),
         Staging(
             out,
-            single=len(manifest.source.files) == 1,
+            single=single,
             overwrite=overwrite,
             inputs=[artefact, *(artefact / file.path for file in manifest.files)],
             needed=needed,
         ) as staging,
     ):
         left_out = write_new(
-            manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks, staging
-        )
+            manifest.source.format, manifest.container, rebuilt.tensors, rebuilt.chunks,
+            rebuilt.carried, staging,
+        )  # fmt: skip
+        if not single:
+            listed = {file.path for file in manifest.files}
+            names = manifest.source.sidecars
+            copy_sidecars(recorded_sidecars(artefact, names, listed), staging)
         staging.commit()
     reasons = Counter(row.reason for row in manifest.tensors if row.action == "drop")
     dropped = tuple(f"{count} tensors: {reason}" for reason, count in reasons.items())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptshrink.evaluation.document import Evaluation, Outcome
     from ckptshrink.evaluation.grid import Grid
 
-_SWEEP_ONLY: Final = ("target", "method", "grouping", "dtype")
+_SWEEP_ONLY: Final = ("target", "method", "grouping", "dtype", "rival")
 
 
 def _sweep(text: str) -> tuple[str, tuple[float | int, ...]]:
@@ -83,6 +83,11 @@ def _weights(text: str) -> tuple[str, ...]:
     SWEEP, "--dtype", type=click.Choice(["keep", "float16", "bfloat16"]), metavar="DTYPE",
     help="As of compress.",
 )  # fmt: skip
+@option(
+    SWEEP, "--rival", metavar="PATH", multiple=True,
+    help="Score this too, a dense model that was trained small, and mark the cells that are worse "
+    "than it with no fewer parameters; NAME=PATH gives it a name; may be given again.",
+)  # fmt: skip
 @params.out_option(
     "Write the whole document here, and per-example results beside it; the folder of a sweep.",
     metavar="OUT",
@@ -115,7 +120,7 @@ def command(
         return _run_sweep(
             run, paths[0], sweep, given, out, as_json=as_json, device=device, threads=threads
         )
-    alone = [name for name in _SWEEP_ONLY if given[name] is not None]
+    alone = [name for name in _SWEEP_ONLY if given[name] not in (None, ())]
     if alone:
         refuse(f"{', '.join(map(params.flag_of, alone))} goes with --sweep")
     evaluating.required_task(given)
@@ -170,6 +175,7 @@ def _run_sweep(
     from ckptshrink_cli import progress
 
     (source,) = evaluating.subjects_of([path], task=task)
+    others = evaluating.subjects_of(given["rival"], task=task)
     with progress.shown(run) as listen:
         nested = progress.Nested(listen)
         with evaluating.evaluator_of(
@@ -178,7 +184,8 @@ def _run_sweep(
         ) as evaluator:  # fmt: skip
             swept = run_sweep(
                 source, grid, task, evaluator, out,
-                seed=given["seed"], compute=Compute(device, threads), listen=nested.jobs,
+                rivals=others, seed=given["seed"], compute=Compute(device, threads),
+                listen=nested.jobs,
             )  # fmt: skip
     record = swept.record
     if as_json:
@@ -189,7 +196,8 @@ def _run_sweep(
         emit(as_markdown(record) if sys.stdout.isatty() else as_csv(record))
     reused = f", {swept.n_reused} evaluations were there already" if swept.n_reused else ""
     run.say(f"wrote {out}: sweep.md, sweep.csv, sweep.json; {len(record.cells)} cells{reused}")
-    failed = [cell.outcome for cell in record.cells if cell.outcome.failure is not None]
+    outcomes = (*record.rivals, *(cell.outcome for cell in record.cells))
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
     for outcome in failed:
         _say_failure(outcome)
     if failed:

@@ -35,6 +35,7 @@ def command(
     run: Run, /, artefact: Path, out: Path, overwrite: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Restore, and say what the source held that the artefact does not."""
+    from ckptshrink.io.checkpoint import is_single
     from ckptshrink.io.files import source_errors
     from ckptshrink.io.staging import check_target
     from ckptshrink.manifest import read_manifest
@@ -44,7 +45,7 @@ def command(
     with source_errors(artefact):
         artefact.stat()
     manifest = read_manifest(artefact)
-    single = len(manifest.source.files) == 1
+    single = is_single(manifest.container, len(manifest.source.files))
     inputs = [artefact, *(artefact / file.path for file in manifest.files)]
     if artefact.resolve() in out.absolute().parent.resolve().joinpath("x").parents:
         raise OutputError("lies in the artefact, which is never written to", path=out)

@@ -90,8 +90,8 @@ def list_checkpoint(path: Path) -> Listing:
             nbytes=checkpoint.nbytes,
             rows=rows,
             n_params_by_role=_by_role(checkpoint, recognition),
-            sidecars=tuple(sidecar.name for sidecar in checkpoint.sidecars),
-            notes=checkpoint.notes,
+            sidecars=(*(path.name for path in checkpoint.sidecars), *checkpoint.carried),
+            notes=(*checkpoint.notes, *recognition.notes),
             unrecognised=recognition.unrecognised,
         )
 
@@ -134,6 +134,8 @@ def _note(ref: TensorRef, recognition: "Recognition", looks_recurrent: Mapping[s
     name = ref.name
     if name in recognition.dropped:
         return recognition.dropped[name]
+    if name in recognition.kept:
+        return recognition.kept[name]
     if name in recognition.aliases:
         return f"tied to {recognition.aliases[name]}"
     if name in recognition.copies:

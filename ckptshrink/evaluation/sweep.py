@@ -5,7 +5,7 @@ sweep that is run again takes those from there, so that it goes on where it was 
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final
 from ckptshrink.errors import EvaluationInputError, OutputError
 from ckptshrink.evaluation.document import (
     Evaluation,
+    Outcome,
     examples_beside,
     read_evaluation,
     write_evaluation,
@@ -64,6 +65,7 @@ def sweep(
     evaluator: Evaluator,
     out: Path,
     *,
+    rivals: Sequence[Subject] = (),
     seed: int = 0,
     compute: Compute | None = None,
     listen: Listener = silent,
@@ -81,6 +83,9 @@ def sweep(
     out : Path
         A folder; made where there is none. Tables in it are written again after each cell that
         is scored.
+    rivals : sequence of Subject
+        Other models of the same task, which the tables hold the cells against: dense ones that were
+        trained small, for instance.
 
     Raises
     ------
@@ -101,6 +106,7 @@ def sweep(
         run = _Sweep(source, grid, task, evaluator, out, seed, compute, work, where)
         listen(Progress(f"{task}: {source.name}", 0, len(cells) + 1))
         baseline = run.baseline()
+        others = tuple(run.rival(rival, baseline) for rival in rivals)
         done: list[SweptCell] = []
         for number, cell in enumerate(cells, 1):
             listen(Progress(f"{task}: {cell.name}", number, len(cells) + 1))
@@ -108,9 +114,9 @@ def sweep(
             done.append(run.cell(cell, baseline))
             # a cell that was there already adds nothing: the tables of an earlier run have it
             if run.n_reused == n_reused or len(done) == len(cells):
-                run.write_tables(run.record(baseline, done))
+                run.write_tables(run.record(baseline, others, done))
         listen(Progress(task, len(cells) + 1, len(cells) + 1))
-        return Swept(run.record(baseline, done), run.n_reused)
+        return Swept(run.record(baseline, others, done), run.n_reused)
 
 
 @dataclass(slots=True)
@@ -165,7 +171,22 @@ class _Sweep:
             file=f"{CELLS}/{path.name}", outcome=found.outcomes[0],
         )  # fmt: skip
 
-    def record(self, baseline: Evaluation, done: list[SweptCell]) -> SweepRecord:
+    def rival(self, subject: Subject, baseline: Evaluation) -> Outcome:
+        """Return a rival's outcome: an earlier run's, or score it now."""
+        digest = digest_of(Cell("", "", "rank", 0), {"rival": subject.sha256}, self.where)
+        path = self.out / CELLS / f"rival-{digest[:12]}.json"
+        found = self._reused(path)
+        if found is None:
+            made = evaluate(self.task, self.evaluator, [subject], seed=self.seed)
+            document = compared_with(made.document, baseline.outcomes[0])
+            found = write_evaluation(document, made.examples, path, overwrite=True)
+        (outcome,) = found.outcomes
+        named = outcome.model.model_copy(update={"name": subject.name})
+        return outcome.model_copy(update={"model": named})
+
+    def record(
+        self, baseline: Evaluation, rivals: tuple[Outcome, ...], done: list[SweptCell]
+    ) -> SweepRecord:
         """Return what is done so far."""
         return SweepRecord(
             task=self.task,
@@ -179,6 +200,7 @@ class _Sweep:
             weights=self.grid.weights,
             methods=self.grid.methods,
             baseline=baseline.outcomes[0],
+            rivals=rivals,
             cells=tuple(done),
         )
 

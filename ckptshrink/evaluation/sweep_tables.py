@@ -17,6 +17,9 @@ from ckptshrink.plan import Frozen
 
 SWEEP_SCHEMA_VERSION: Final = 1
 
+LOSES: Final = "†"
+"""Mark of a cell that a rival of no more parameters is better than."""
+
 CSV_FIELDS: Final = (
     "weights", "method", "key", "size", *FIELDS, "file",
 )  # fmt: skip
@@ -50,6 +53,9 @@ class SweepRecord(Frozen):
     weights: tuple[str, ...]
     methods: tuple[str, ...]
     baseline: Outcome
+    rivals: tuple[Outcome, ...] = Field(
+        (), description="other models of the task, such as dense ones that are small from the start"
+    )
     cells: tuple[SweptCell, ...] = Field(description="those that are done, in order")
 
     def to_json(self) -> str:
@@ -65,6 +71,9 @@ def as_csv(record: SweepRecord) -> str:
     writer.writeheader()
     for row in rows_of(record.baseline):
         writer.writerow({"weights": "", "method": "baseline"} | row)
+    for rival in record.rivals:
+        for row in rows_of(rival):
+            writer.writerow({"weights": "", "method": f"rival {rival.model.name}"} | row)
     for cell in record.cells:
         where = cell.model_dump(include={"weights", "method", "key", "file"})
         for row in rows_of(cell.outcome):
@@ -76,7 +85,8 @@ def as_markdown(record: SweepRecord) -> str:
     """Return the tables of a sweep as the paper has them: sizes across, then best and average.
 
     A table for each metric, then E(r) of it in each scope, then parameters. A cell whose
-    evaluation failed says so, and the average is of the others, whose number it gives.
+    evaluation failed says so, and the average is of the others, whose number it gives. A cell that
+    is worse than a rival of no more parameters has the mark `LOSES`.
     """
     marks = _marks(record)
     lines = [
@@ -131,8 +141,9 @@ def _metric_tables(record: SweepRecord, marks: Mapping[str, str]) -> Iterator[st
             _value_of(metric.name),
             lambda value, m=metric: _number(value, m),  # type: ignore[misc]
             best,
-            marks,
+            lambda outcome, m=metric: _marked(outcome, m, record.rivals, marks),  # type: ignore[misc]
         )
+        yield from _rivals(record, metric)
         for scope in SCOPES:
             if getattr(record.baseline.model.n_params, scope) is None:
                 continue
@@ -163,6 +174,7 @@ def _size_tables(record: SweepRecord) -> Iterator[str]:
 
 Value = Callable[[Outcome], float | None]
 Text = Callable[[float], str]
+Mark = Callable[[Outcome], str]
 
 
 def _table(
@@ -170,7 +182,7 @@ def _table(
     value: Value,
     text: Text,
     best: Callable[[list[float]], float] | None,
-    marks: Mapping[str, str] | None = None,
+    mark: Mark = lambda outcome: "",
 ) -> Iterator[str]:
     """Yield a table with a row for each weights and method, and a column for each size."""
     sizes = [f"{record.key}={v}" for v in record.values]
@@ -182,20 +194,67 @@ def _table(
         for method in record.methods:
             row = [cells.get((weights, method, size)) for size in record.values]
             if any(row):
-                shown = [_shown(outcome, value, text, marks or {}) for outcome in row]
+                shown = [_shown(outcome, value, text, mark) for outcome in row]
                 found = [v for o in row if o and (v := value(o)) is not None]
                 ends = _ends(found, len(row), text, best) if best else []
                 yield _line([_plain(weights), method, *shown, *ends])
     yield ""
 
 
-def _shown(outcome: Outcome | None, value: Value, text: Text, marks: Mapping[str, str]) -> str:
+def _shown(outcome: Outcome | None, value: Value, text: Text, mark: Mark) -> str:
     if outcome is None:
         return ""
     found = value(outcome)
     if found is None:
         return "failed" if outcome.failure is not None else "-"
-    return text(found) + "".join(f" {marks[n]}" for n in outcome.notes if n in marks)
+    return text(found) + mark(outcome)
+
+
+def _marked(
+    outcome: Outcome, metric: Metric, rivals: Sequence[Outcome], marks: Mapping[str, str]
+) -> str:
+    """Return what stands behind a cell's number: that it loses, and its notes."""
+    loses = f" {LOSES}" if beaten_by(outcome, metric.name, rivals) else ""
+    return loses + "".join(f" {marks[note]}" for note in outcome.notes if note in marks)
+
+
+def beaten_by(outcome: Outcome, metric: str, rivals: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Return the rivals of no more parameters whose metric is better than a cell's."""
+    mine, n_params = outcome.metric(metric), outcome.model.n_params.model
+    if mine is None or mine.value is None or n_params is None:
+        return ()
+    sign = 1.0 if mine.better == "lower" else -1.0
+    found = []
+    for rival in rivals:
+        theirs, size = rival.metric(metric), rival.model.n_params.model
+        if theirs is None or theirs.value is None or size is None or size > n_params:
+            continue
+        if sign * (theirs.value - mine.value) < 0:
+            found.append(rival)
+    return tuple(found)
+
+
+def _rivals(record: SweepRecord, metric: Metric) -> Iterator[str]:
+    """Yield the table of what the cells have to be as good as."""
+    if not record.rivals:
+        return
+    yield f"{LOSES} loses to one of these, which has no more parameters:"
+    yield ""
+    yield _line(["rival", _plain(metric.name), "change", "parameters"])
+    yield _line(["---", "---:", "---:", "---:"])
+    for rival in record.rivals:
+        found = rival.metric(metric.name)
+        change = next((c.difference for c in rival.changes if c.metric == metric.name), None)
+        size = rival.model.n_params.model
+        yield _line(
+            [
+                _plain(rival.model.name),
+                "failed" if found is None else _number(found.number, metric),
+                "-" if change is None else f"{change:+.3g}",
+                "-" if size is None else f"{size:,}",
+            ]
+        )
+    yield ""
 
 
 def _ends(

@@ -1,5 +1,6 @@
 """The dense tensors of an artefact, from its files and its manifest alone."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ckptshrink.errors import ManifestMismatchError
 from ckptshrink.gates import GateLayout, GateMatrix, Part
+from ckptshrink.io.files import SourceFile
 from ckptshrink.io.safetensors_file import open_safetensors
 from ckptshrink.linalg.factors import dense_from
 from ckptshrink.manifest import Manifest, TensorRecord
@@ -44,6 +46,8 @@ class Rebuilt:
     """
 
     def __init__(self, artefact: Path, manifest: Manifest) -> None:
+        self._artefact = artefact
+        self._files = {record.path: record for record in manifest.files}
         self._reader = open_safetensors(artefact)
         self._stored = self._reader.checkpoint.tensors
         self._rows: dict[str, list[TensorRecord]] = {}
@@ -102,6 +106,27 @@ class Rebuilt:
             )
         ref = self._stored[name]
         return to_tensor(self._reader.read(name), ref.shape, ref.dtype)
+
+    def carried(self, place: str) -> SourceFile:
+        """Open a file that the artefact carries, by its place in it.
+
+        Raises
+        ------
+        ManifestMismatchError
+            It is not among the manifest's files, or not the one that is.
+        """
+        path = self._artefact / place
+        record = self._files.get(place)
+        if record is None or not path.is_file():
+            raise ManifestMismatchError("is missing", path=path)
+        file = SourceFile(path)
+        sha = hashlib.sha256()
+        for chunk in file.chunks(0, file.size):
+            sha.update(chunk)
+        if sha.hexdigest() != record.sha256:
+            file.close()
+            raise ManifestMismatchError("its content was changed", path=path)
+        return file
 
     def close(self) -> None:
         """Close the files."""

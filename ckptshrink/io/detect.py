@@ -14,9 +14,18 @@ from typing import Final
 from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnknownFormatError
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.files import SourceFile, source_errors
+from ckptshrink.io.model_folder import has_weights, is_beside_config, weights_of, with_sidecars
 from ckptshrink.io.safetensors_file import looks_like_header
-from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
+from ckptshrink.io.safetensors_index import read_index
 from ckptshrink.io.staging import MANIFEST
+from ckptshrink.io.tar_file import begins_as_tar
+from ckptshrink.io.tensorflow import (
+    is_tensorflow_folder,
+    refuse_folder,
+    tensorflow_file,
+    tensorflow_prefix,
+)
+from ckptshrink.io.torch_tar import is_torch_tar
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -31,7 +40,7 @@ _KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
         "is the pointer that Git LFS left in place of the file",
         "git lfs pull",
     ),
-    (b"\x1f\x8b", "is packed by gzip", f"tar xzf or gunzip: {_UNPACK}"),
+    (b"\x1f\x8b", "is packed by gzip", f"gunzip: {_UNPACK}"),
     (b"BZh", "is packed by bzip2", _UNPACK),
     (b"\xfd7zXZ", "is packed by xz", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "is packed by zstandard", _UNPACK),
@@ -43,7 +52,6 @@ _KNOWN_STARTS: Final[tuple[tuple[bytes, str, str | None], ...]] = (
 )
 """First bytes, what the file is, and what to do with it."""
 
-_TORCH_TAR_MEMBERS: Final = {b"sys_info", b"pickle", b"storages", b"tensors"}
 _HTML: Final = (b"<!doctype html", b"<html", b"<?xml", b"<head")
 
 
@@ -53,7 +61,8 @@ def open_checkpoint(path: Path) -> Reader:
     Parameters
     ----------
     path : Path
-        A file, the index of a sharded checkpoint, or a folder that holds one.
+        A file, the index of a sharded checkpoint, or a folder that holds one or a model's file.
+        Configuration and tokenizer of a model's folder are its sidecars.
 
     Raises
     ------
@@ -64,15 +73,44 @@ def open_checkpoint(path: Path) -> Reader:
     CorruptCheckpointError, UnsafeCheckpointError
         See the reader of its format.
     """
-    match detect_format(path):
+    refusal = tensorflow_prefix(path)
+    if refusal is not None:
+        raise refusal
+    with source_errors(path):
+        is_folder = path.is_dir()
+    if is_folder:
+        _check_folder(path)
+    weights = weights_of(path) if is_folder else path
+    reader = _open_file(weights, detect_format(weights))
+    if is_folder or len(reader.checkpoint.files) > 1:
+        reader.checkpoint = with_sidecars(reader.checkpoint, folder=weights.parent)
+    elif is_beside_config(weights):
+        reader.checkpoint = with_sidecars(reader.checkpoint, folder=None)
+    return reader
+
+
+def _open_file(path: Path, form: str) -> Reader:
+    match form:
         case "hdf5":
             from ckptshrink.io.hdf5_file import open_hdf5
 
             return open_hdf5(path)
+        case "keras":
+            from ckptshrink.io.keras_file import open_keras
+
+            return open_keras(path)
+        case "allennlp-archive":
+            from ckptshrink.io.archive_file import open_archive
+
+            return open_archive(path)
         case "safetensors":
             from ckptshrink.io.safetensors_file import open_safetensors
 
             return open_safetensors(path)
+        case "torch-shards":
+            from ckptshrink.io.torch_shards import open_torch_shards
+
+            return open_torch_shards(path)
         case _:
             from ckptshrink.io.torch_file import open_torch
 
@@ -80,7 +118,15 @@ def open_checkpoint(path: Path) -> Reader:
 
 
 def detect_format(path: Path) -> str:
-    """Return ``"hdf5"``, ``"safetensors"`` or ``"torch"`` for a checkpoint of that format.
+    """Return the format of a checkpoint.
+
+    Of an archive no more than its beginning is looked at: what is in it is known once it is opened.
+
+    Returns
+    -------
+    str
+        ``"hdf5"``, ``"keras"``, ``"safetensors"`` (an index of such shards too), ``"torch"``,
+        ``"torch-shards"`` for an index of several files of torch.save, or ``"allennlp-archive"``.
 
     Raises
     ------
@@ -90,7 +136,8 @@ def detect_format(path: Path) -> str:
     with source_errors(path):
         is_folder = path.is_dir()
     if is_folder:
-        return _format_of_folder(path)
+        _check_folder(path)
+        return detect_format(weights_of(path))
     with closing(SourceFile(path)) as file:
         if file.size == 0:
             raise CorruptCheckpointError(
@@ -98,12 +145,16 @@ def detect_format(path: Path) -> str:
             )
         start = bytes(file.read(0, min(file.size, _START)))
         found = _format_of_content(file, start)
+        refusal = tensorflow_file(file, start) if found is None else None
+    if refusal is not None:
+        raise refusal
     if found is None:
         raise _unknown(path, start)
     return found
 
 
-def _format_of_folder(folder: Path) -> str:
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no model's, as helpfully as its content allows."""
     with source_errors(folder):
         names = sorted(entry.name for entry in folder.iterdir())
     if MANIFEST in names and _is_artefact(folder / MANIFEST):
@@ -112,13 +163,15 @@ def _format_of_folder(folder: Path) -> str:
             path=folder,
             hint=f"ckptshrink verify {folder}, or: ckptshrink restore {folder} -o FILE",
         )
-    if any(name == SINGLE_NAME or name.endswith(INDEX_SUFFIX) for name in names):
-        return "safetensors"
+    if has_weights(names):
+        return
     if not names:
         raise UnknownFormatError("is an empty folder", path=folder)
+    if is_tensorflow_folder(names):
+        raise refuse_folder(folder)
     found = _checkpoints_among(folder, names)
     raise UnknownFormatError(
-        "is a folder, and not one of safetensors shards",
+        "is a folder, and not that of a model or of shards",
         path=folder,
         hint=f"name the file: {', '.join(found)}" if found else None,
     )
@@ -152,8 +205,14 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return _format_of_zip(file.path)
     if start.startswith(_LEGACY_TORCH) or _is_pickle(file, start):
         return "torch"
-    if looks_like_header(start[:9]) or _is_shard_index(file, start):
+    if _is_tar(start) and is_torch_tar(file):
+        return "torch"
+    if looks_like_header(start[:9]):
         return "safetensors"
+    if _is_shard_index(file, start):
+        return _format_of_shards(file)
+    if begins_as_tar(start):
+        return "allennlp-archive"
     # Last, and not for a tar archive: one of a single HDF5 file has the signature at byte 512.
     return "hdf5" if not _is_tar(start) and _has_user_block(file) else None
 
@@ -186,8 +245,18 @@ def _is_shard_index(file: SourceFile, start: bytes) -> bool:
     return b'"weight_map"' in bytes(file.read(0, min(file.size, _SEARCHED)))
 
 
+def _format_of_shards(index: SourceFile) -> str:
+    """Return the format of the shards, by the content of the first one."""
+    first = next(iter(read_index(index).shard_paths().values()))
+    with closing(SourceFile(first)) as shard:
+        start = bytes(shard.read(0, min(shard.size, _START)))
+        is_torch = start.startswith((b"PK", _LEGACY_TORCH)) or _is_pickle(shard, start)
+    # what is neither is left to the reader of safetensors, which says what is wrong with it
+    return "torch-shards" if is_torch else "safetensors"
+
+
 def _format_of_zip(path: Path) -> str:
-    """Return ``"torch"`` for an archive with a pickle in the place where torch puts it."""
+    """Return ``"torch"`` for an archive with torch's pickle, ``"keras"`` for one of Keras."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -195,15 +264,18 @@ def _format_of_zip(path: Path) -> str:
         raise CorruptCheckpointError(
             f"begins as a zip archive and can't be read as one: {error}",
             path=path,
-            hint="a torch file that was cut short looks like this: get it again",
+            hint="a torch or Keras file that was cut short looks like this: get it again",
         ) from error
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         return "torch"
+    if "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
+        return "keras"
     what, hint = "is a zip archive without a torch pickle", _UNPACK
     if names and all(name.endswith(".npy") for name in names):
         what, hint = "is an npz archive of NumPy arrays", "put them into a state dict"
-    if "model.weights.h5" in names:
-        what, hint = "is a Keras archive", "unpack it, and give its model.weights.h5"
+    if any(name.endswith("/model.json") for name in names) and any("/code/" in n for n in names):
+        what = "is a TorchScript archive of torch 1.0 to 1.2"
+        hint = "torch.jit.load and torch.jit.save it with a later torch, where you trust it"
     raise UnknownFormatError(what, path=path, hint=hint)
 
 
@@ -212,11 +284,6 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     for magic, what, hint in _KNOWN_STARTS:
         if start.startswith(magic):
             return UnknownFormatError(what, path=path, hint=hint)
-    if _is_tar(start):
-        if start[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS:
-            hint = "load it in PyTorch, and save its state dict again with torch.save"
-            return UnknownFormatError("is a tar file of PyTorch 0.1", path=path, hint=hint)
-        return UnknownFormatError("is a tar archive", path=path, hint=f"tar xf: {_UNPACK}")
     text = start.lstrip().lower()
     if text.startswith(_HTML):
         hint = "a download page or an error was saved in its place: get the file itself"
@@ -227,5 +294,5 @@ def _unknown(path: Path, start: bytes) -> UnknownFormatError:
     return UnknownFormatError(
         f"is of no known format: it begins with {start[:12]!r}",
         path=path,
-        hint="known are HDF5, safetensors and what torch.save writes",
+        hint="known are HDF5, Keras, safetensors, AllenNLP's archives and what torch.save writes",
     )

@@ -41,10 +41,11 @@ class SourceFile:
         There is no such file, it is no plain file, or it can't be opened.
     """
 
-    __slots__ = ("_fd", "path", "size")
+    __slots__ = ("_base", "_fd", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._base = 0
         with source_errors(path):
             # The kind is asked before opening, since opening a device can act on it, and again
             # after, of the file that was opened. O_NONBLOCK keeps a named pipe from waiting.
@@ -57,6 +58,38 @@ class SourceFile:
             self.close()
             raise
         self.size = status.st_size
+
+    @classmethod
+    def opened(cls, descriptor: int, path: Path) -> "SourceFile":
+        """Return a file that is open already; `path` is what messages call it.
+
+        Parameters
+        ----------
+        descriptor : int
+            Of a plain file; closed with what is returned.
+        """
+        file = cls.__new__(cls)
+        file.path, file._fd, file._base = path, descriptor, 0
+        file.size = os.fstat(descriptor).st_size
+        return file
+
+    def window(self, offset: int, nbytes: int, path: Path | None = None) -> "SourceFile":
+        """Return a run of bytes as a file of its own, to be closed apart from this one.
+
+        Parameters
+        ----------
+        path : Path, optional
+            What messages call it; this one's if not given.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            The file is shorter than that.
+        """
+        self._check_range(offset, nbytes)
+        window = SourceFile.opened(os.dup(self._fd), path or self.path)
+        window._base, window.size = self._base + offset, nbytes
+        return window
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from `offset` in a new, writable array.
@@ -114,7 +147,7 @@ class SourceFile:
     def _fill(self, view: memoryview, offset: int) -> None:
         with source_errors(self.path):
             while view:
-                n = os.preadv(self._fd, [view], offset)
+                n = os.preadv(self._fd, [view], self._base + offset)
                 if n == 0:
                     raise CorruptCheckpointError("was cut short while it was read", path=self.path)
                 view, offset = view[n:], offset + n

@@ -27,6 +27,7 @@ _FILTERS: Final = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _CODES: Final = {
     ("f", 8): "F64", ("f", 4): "F32", ("f", 2): "F16", ("b", 1): "BOOL",
     ("i", 8): "I64", ("i", 4): "I32", ("i", 2): "I16", ("i", 1): "I8",
+    ("V", 2): "BF16",  # of Keras 3, see `is_opaque_pair`
     ("u", 8): "U64", ("u", 4): "U32", ("u", 2): "U16", ("u", 1): "U8",
 }  # fmt: skip
 
@@ -91,8 +92,21 @@ def why_no_tensor(item: h5d.DatasetID, path: str) -> str | None:
     return "text" if isinstance(item.get_type(), h5t.TypeStringID) else None
 
 
-def storage_of(item: h5d.DatasetID, path: str, file_size: int) -> Storage:
+def is_opaque_pair(item: h5d.DatasetID) -> bool:
+    """Return whether a dataset holds opaque values of two bytes: perhaps bfloat16, of Keras 3."""
+    kind = item.get_type()
+    return bool(kind.get_class() == h5t.OPAQUE and kind.get_size() == 2)
+
+
+def storage_of(
+    item: h5d.DatasetID, path: str, file_size: int, *, is_bfloat16: bool = False
+) -> Storage:
     """Return how a dataset is stored, checked against the file.
+
+    Parameters
+    ----------
+    is_bfloat16 : bool
+        What its opaque pairs of bytes are by one of its attributes.
 
     Raises
     ------
@@ -104,7 +118,7 @@ def storage_of(item: h5d.DatasetID, path: str, file_size: int) -> Storage:
         It ends after the end of the file.
     """
     properties = item.get_create_plist()
-    stored, dtype = _dtype(item.get_type(), path)
+    stored, dtype = (np.dtype("V2"), "BF16") if is_bfloat16 else _dtype(item.get_type(), path)
     shape = tuple(item.shape)
     maxshape = tuple(item.get_space().get_simple_extent_dims(True)) if shape else ()
     chunks = None
@@ -236,7 +250,7 @@ def _offset(
         raise CorruptCheckpointError("its data ends after the end of the file", tensor=path)
     # Compared as types and not as dtypes: an integer of 20 bits in 4 bytes has numpy's dtype int32.
     as_is = item.get_type().equal(h5t.py_create(stored.newbyteorder("<")))
-    return int(offset) if as_is else None
+    return int(offset) if as_is or stored.kind == "V" else None
 
 
 def _inflated_size(raw: bytes, limit: int, path: str) -> int:

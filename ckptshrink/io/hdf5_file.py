@@ -1,4 +1,4 @@
-"""HDF5 checkpoints: an ELMo's weights, and any other tree of plain datasets.
+"""HDF5 checkpoints: an ELMo's weights, Keras's files, and any other tree of plain datasets.
 
 Names of tensors are paths without the leading slash. Payloads of contiguous little-endian datasets,
 an ELMo's case, are read at their offset without the library; all others are unpacked by it.
@@ -29,6 +29,7 @@ from ckptshrink.io.hdf5_library import (
     open_view,
 )
 from ckptshrink.io.hdf5_walk import Dataset, Walk, walk
+from ckptshrink.io.keras_hdf5 import keras_file
 from ckptshrink.io.safetensors_header import strict_json
 from ckptshrink.tensors import TensorRef
 
@@ -106,23 +107,35 @@ def open_hdf5(path: Path) -> Hdf5Reader:
     UnsafeCheckpointError
         It leads to other files, or announces sizes out of proportion.
     """
+    return open_hdf5_in(SourceFile(path))
+
+
+def open_hdf5_in(file: SourceFile) -> Hdf5Reader:
+    """Open an HDF5 checkpoint in a file that is open, which is closed with it; see `open_hdf5`."""
+    path = file.path
     with ExitStack() as opened:
-        file = SourceFile(path)
         opened.callback(file.close)
         with library_errors(path):
             h5 = open_view(file)
             opened.callback(h5.close)
-            found = walk(h5, file.size)
+            found = walk(h5, file)
         datasets = {dataset.name: dataset for dataset in found.datasets}
+        tensors = {name: _ref(dataset, path.name) for name, dataset in datasets.items()}
+        with library_errors(path):
+            keras = keras_file(found, tensors)
+        # one dataset of two names must come first by its own
+        if keras is not None and not any(ref.shares_with for ref in tensors.values()):
+            tensors = {name: tensors[name] for name in keras.order}
         sidecars: tuple[Path, ...] = ()
         if any(name.startswith("RNN_0/RNN/") for name in datasets):
             sidecars = _options_beside(path, found)
         checkpoint = Checkpoint(
             root=path,
             format="hdf5",
-            tensors={name: _ref(dataset, path.name) for name, dataset in datasets.items()},
+            tensors=tensors,
             files=(path,),
             container=_container(found),
+            doubts=keras.doubts if keras is not None else {},
             sidecars=sidecars,
             notes=tuple(found.notes),
         )
@@ -145,7 +158,8 @@ def write_new(
     container : mapping
         `Checkpoint.container` of the source.
     tensors : mapping of str to TensorRef
-        The source's tensors.
+        The source's tensors. One that is left out (optimizer state) is not written, nor is a group
+        that would hold nothing any more: its attributes list what was in it.
     payload : callable
         Returns the bytes of a tensor in parts; asked once for each, in stored order, and not for
         further names of the same dataset.
@@ -157,7 +171,7 @@ def write_new(
     OutputError
         The file can't be written, or a payload has the wrong size.
     ManifestMismatchError
-        The record is not one of this module, or names a tensor that is not there.
+        The record is not one of this module, or a tensor is not in it.
     """
     groups, datasets = _recorded(container, tensors)
     with _writing(path), open_output(path, "x") as file:
@@ -176,7 +190,11 @@ def write_new(
 
 
 def write_like(
-    reader: Reader, replaced: Mapping[str, Callable[[], NDArray[np.uint8]]], path: Path
+    reader: Reader,
+    replaced: Mapping[str, Callable[[], NDArray[np.uint8]]],
+    path: Path,
+    *,
+    source: SourceFile | None = None,
 ) -> None:
     """Copy a file and overwrite the payloads of the datasets named, in place.
 
@@ -191,6 +209,8 @@ def write_like(
         Returns the new bytes of a tensor, of the size of the old.
     path : Path
         Must not exist.
+    source : SourceFile, optional
+        What to copy, where it is not the whole of the reader's own file.
 
     Raises
     ------
@@ -201,22 +221,23 @@ def write_like(
     for name in replaced:
         if name not in refs:
             raise OutputError("is to be replaced and is not in the source", path=path, tensor=name)
-    with closing(open_hdf5(reader.checkpoint.root)) as source, _writing(path):
-        packed = [name for name in replaced if source.datasets[name].storage.offset is None]
+    file = source or SourceFile(reader.checkpoint.root)
+    with closing(open_hdf5_in(file)) as opened, _writing(path):
+        packed = [name for name in replaced if opened.datasets[name].storage.offset is None]
         with path.open("xb", buffering=0) as out:
-            for chunk in source.file.chunks(0, source.file.size):
+            for chunk in file.chunks(0, file.size):
                 _write_all(out, chunk)
             for name in replaced:
-                offset = source.datasets[name].storage.offset
+                offset = opened.datasets[name].storage.offset
                 if offset is not None:
                     out.seek(offset)
                     _write_all(out, _checked(replaced[name](), refs[name]).data)
         if packed:
-            with open_output(path, "r+") as file:
+            with open_output(path, "r+") as h5:
                 for name in packed:
-                    storage = source.datasets[name].storage
+                    storage = opened.datasets[name].storage
                     data = _checked(replaced[name](), refs[name])
-                    _write(file[name].id, data, storage.shape, storage.stored)
+                    _write(h5[name].id, data, storage.shape, storage.stored)
 
 
 def _ref(dataset: Dataset, file: str) -> TensorRef:
@@ -286,8 +307,12 @@ def _recorded(
             group["name"]: [Attribute(**a) for a in group["attributes"]]
             for group in container["groups"]
         }
+        dropped = []
         for record in container["datasets"]:
             name, first = record["name"], record["shares_with"]
+            if name not in tensors:
+                dropped.append(name)
+                continue
             if code_of(np.dtype(record["dtype"])) != tensors[name].dtype:
                 raise ValueError(f"{name} is no {record['dtype']}")
             if first is not None and first not in datasets:
@@ -295,7 +320,22 @@ def _recorded(
             attributes = [Attribute(**a) for a in record["attributes"]]
             filters = dict(record["filters"])
             datasets[name] = {**record, "attributes": attributes, "filters": filters}
-    return groups, datasets
+        if unknown := set(tensors) - set(datasets):
+            raise ValueError(f"{min(unknown)} is not in it")
+    emptied = _parents(dropped) - _parents(datasets) - {""}
+    kept = {name: groups[name] for name in groups if emptied.isdisjoint(_parents([f"{name}/"]))}
+    return kept, datasets
+
+
+def _parents(names: Iterable[str]) -> set[str]:
+    """Return the groups that these datasets lie in."""
+    found: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) not in found:
+            found.add(name)
+            if not name:
+                break
+    return found
 
 
 def _create(file: h5py.File, ref: TensorRef, record: Mapping[str, Any]) -> Any:

@@ -85,15 +85,21 @@ _SEQUENCES: Final = {
     "builtins.set": "set",
     "builtins.frozenset": "frozenset",
     "torch.Size": "tuple",
+    **dict.fromkeys(
+        (f"torch.jit._pickle.build_{kind}list" for kind in ("tensor", "int", "double", "bool")),
+        "list",
+    ),
 }
-_CONSTRUCTORS: Final = frozenset({"copyreg._reconstructor", "copyreg.__newobj__"})
+_TYPED: Final = "torch.jit._pickle.restore_type_tag"
+CONSTRUCTORS: Final = frozenset({"copyreg._reconstructor", "copyreg.__newobj__"})
+"""Functions through which old protocols make an object: its class is their first argument."""
 
 
 def class_name(value: Value) -> str:
     """Return the dotted name of a record's class, or of the function that would make it."""
     if isinstance(value, Made):
         target = value.target
-        if isinstance(target, Token) and target.qualified in _CONSTRUCTORS and value.args:
+        if isinstance(target, Token) and target.qualified in CONSTRUCTORS and value.args:
             target = value.args[0]
         return _name_of(target)
     if isinstance(value, Items):
@@ -106,10 +112,11 @@ def class_name(value: Value) -> str:
 
 
 def _name_of(target: Value) -> str:
-    """Return the name of a class: by token, or by an id of the legacy container that has it."""
+    """Return the name of a class: by token, or by an id with its source, which old torch saved."""
     if isinstance(target, Persistent):
-        pid = target.pid
-        target = pid.items[1] if isinstance(pid, Items) and len(pid.items) > 1 else None
+        # ("module", class, file, source) in the legacy container, the last three in the tar one
+        parts = target.pid.items[:2] if isinstance(target.pid, Items) else []
+        target = next((part for part in parts if isinstance(part, Token)), None)
     return target.qualified if isinstance(target, Token) else "object"
 
 
@@ -119,6 +126,7 @@ def as_pairs(value: Value) -> list[tuple[Value, Value]] | None:
     An OrderedDict of Python 2 is a call on a list of two-item lists; of Python 3, an empty call
     whose items are set one by one.
     """
+    value = _untagged(value)
     if isinstance(value, Pairs):
         return value.pairs
     if not isinstance(value, Made):
@@ -140,6 +148,7 @@ def as_pairs(value: Value) -> list[tuple[Value, Value]] | None:
 
 def as_items(value: Value) -> Items | None:
     """Return anything list-, tuple- or set-like as a record of its kind, or None."""
+    value = _untagged(value)
     if isinstance(value, Items):
         return value
     if not isinstance(value, Made):
@@ -149,6 +158,13 @@ def as_items(value: Value) -> Items | None:
         given = value.args[0].items if value.args and isinstance(value.args[0], Items) else []
         return Items(kind, given + (value.items or []))
     return Items("list", value.items) if value.items is not None else None
+
+
+def _untagged(value: Value) -> Value:
+    """Return a list or dict of TorchScript without the call that says of what type it is."""
+    if isinstance(value, Made) and value.args and class_name(value) == _TYPED:
+        return value.args[0]
+    return value
 
 
 def attributes(value: Value) -> list[tuple[str, Value]] | None:

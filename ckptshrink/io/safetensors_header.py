@@ -162,6 +162,24 @@ def strict_json(data: bytes, what: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def lenient_json(data: bytes, what: str, path: Path) -> dict[str, Any]:
+    """Return the JSON object in `data` as Python writes it: with NaN and infinities, if it has any.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        It is not UTF-8 or not JSON, repeats a key, is nested too deeply, or is no object.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CorruptCheckpointError(f"the {what} is not valid: {reason}", path=path) from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpointError(f"the {what} is not a JSON object", path=path)
+    return value
+
+
 def plan_file(
     entries: Iterable[Entry], metadata: Mapping[str, str] | None = PT_METADATA
 ) -> FilePlan:

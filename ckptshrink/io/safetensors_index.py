@@ -1,4 +1,7 @@
-"""Which files make up a sharded safetensors checkpoint, and whether index and shards agree."""
+"""Which files make up a sharded checkpoint, and whether the index and the shards agree.
+
+The index of safetensors shards and that of ``pytorch_model-*.bin`` have one form.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,7 +65,7 @@ class Index:
                 f"names the shard {name!r:.200}, which is no plain name inside its folder",
                 path=self.path,
             )
-        return _inside(self.path.parent, name)
+        return inside(self.path.parent, name)
 
 
 def file_of_folder(folder: Path) -> Path:
@@ -76,7 +79,7 @@ def file_of_folder(folder: Path) -> Path:
         It is a link that leads out of the folder.
     """
     if (folder / SINGLE_NAME).exists():
-        return _inside(folder, SINGLE_NAME)
+        return inside(folder, SINGLE_NAME)
     with source_errors(folder):
         found = sorted(
             entry.name for entry in folder.iterdir() if entry.name.endswith(INDEX_SUFFIX)
@@ -87,7 +90,7 @@ def file_of_folder(folder: Path) -> Path:
             path=folder,
             hint=f"name one of: {', '.join(found)}" if found else "name the file in it",
         )
-    return _inside(folder, found[0])
+    return inside(folder, found[0])
 
 
 def read_index(file: SourceFile) -> Index:
@@ -114,8 +117,16 @@ def read_index(file: SourceFile) -> Index:
     return Index(file.path, weight_map, metadata)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a file of `folder`, refusing a link that leads out of it."""
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of `folder`, refusing a link that leads out of it.
+
+    Raises
+    ------
+    CheckpointError
+        It is a link that leads nowhere.
+    UnsafeCheckpointError
+        It is a link that leads out of the folder, and not into the cache that the folder is of.
+    """
     path = folder / name
     try:
         real, base = path.resolve(), folder.resolve()

@@ -10,11 +10,12 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Final
+from typing import IO, Final
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import OutputError
@@ -117,6 +118,27 @@ class Staging:
         path, _ = self._place(relpath)
         self._adopted[relpath] = path
         return path
+
+    def scratch_path(self, relpath: str) -> Path:
+        """Return a path for a file that is needed meanwhile; only of a target that is one file.
+
+        It lies in the part folder, of which nothing but the target is left.
+        """
+        if not self.single or relpath == self.target.name:
+            raise ValueError(relpath)
+        return self._place(relpath)
+
+    @contextmanager
+    def scratch(self) -> Iterator[IO[bytes]]:
+        """Open a file without a name on the target's disk, for what has to be known beforehand.
+
+        Raises
+        ------
+        OutputError
+            A write failed.
+        """
+        with os_errors(self.target), tempfile.TemporaryFile(dir=self._part) as file:
+            yield file
 
     def finish(self) -> tuple[StagedRecord, ...]:
         """Close, sync and read back every file so far, in order of creation.

@@ -48,6 +48,22 @@ def without(node: Any, dropped: Collection[str]) -> Any:
     return node
 
 
+def unwrapped(node: Any, dropped: Collection[str]) -> Any:
+    """Return `without` of a whole file, and a model alone where its optimizer was dropped.
+
+    fastai's loaders look for exactly the two keys ``model`` and ``opt``, and take every other dict
+    for the state dict itself, which is how they save a model without its optimizer.
+    """
+    kept = without(node, dropped)
+    if _keys(node) == ["model", "opt"] and _keys(kept) == ["model"]:
+        return kept["dict"][0][1]
+    return kept
+
+
+def _keys(node: Any) -> list[Any]:
+    return [key for key, _ in node.get("dict", ())] if isinstance(node, dict) else []
+
+
 def _all_dropped(node: Any, dropped: Collection[str]) -> bool:
     names = list(tensors_in(node))
     return bool(names) and all(name in dropped for name in names)

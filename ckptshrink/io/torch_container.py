@@ -1,4 +1,4 @@
-"""The two containers that torch.save has written: a zip file, and pickles followed by storages."""
+"""The containers that torch has written: a zip file, pickles followed by storages, a tar file."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
@@ -7,16 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptshrink.digest import CHUNK
-from ckptshrink.errors import (
-    CorruptCheckpointError,
-    TruncatedPickleError,
-    UnknownFormatError,
-    UnsafeCheckpointError,
-)
+from ckptshrink.errors import CorruptCheckpointError, UnknownFormatError
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.inert_pickle import Decoded, decode
 from ckptshrink.io.pickle_machine import MAX_BYTES
 from ckptshrink.io.pickle_records import Value, as_items, as_pairs
+from ckptshrink.io.stacked_pickles import decode_at
+from ckptshrink.io.torch_tar import TarContainer, is_torch_tar
+from ckptshrink.io.torch_tensors import TensorTable
 from ckptshrink.io.torch_zip import STORED, ZipEntry, ZipIndex
 
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -25,12 +23,13 @@ LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _MAGIC_FORMS: Final = (LEGACY_MAGIC.to_bytes(10, "little"), str(LEGACY_MAGIC).encode())
 _MAGIC_WITHIN: Final = 40
 _LEGACY_VERSION: Final = 1001
-_FIRST_WINDOW: Final = 1 << 20
+_MAX_ORDER: Final = 64
 _COUNT: Final = 8
+_CONSTANTS: Final = "constants"
 
 
 class Container(Protocol):
-    """What both containers offer: the pickled object, and the bytes of storages by key."""
+    """What all containers offer: the pickled object, and the bytes of storages by key."""
 
     @property
     def pickled(self) -> Decoded:
@@ -39,12 +38,27 @@ class Container(Protocol):
 
     @property
     def format(self) -> str:
-        """``"torch-zip"`` or ``"torch-legacy"``."""
+        """``"torch-zip"``, ``"torchscript"``, ``"torch-legacy"`` or ``"torch-tar"``."""
+        ...
+
+    @property
+    def constants(self) -> Value:
+        """What a TorchScript program keeps beside its object; None elsewhere."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the container."""
+        ...
+
+    def table(self) -> TensorTable:
+        """Return the storages that the pickle refers to, and its tensors.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            See `TensorTable`.
+        """
         ...
 
     def locate(self, storages: Mapping[str, tuple[int, int]]) -> None:
@@ -69,6 +83,9 @@ class Container(Protocol):
 class ZipContainer:
     """A zip file with one root folder: ``data.pkl``, and a storage of key K in ``data/K``.
 
+    A TorchScript archive is one, with a program in ``code/``, which is not looked at, and that
+    program's constants, which are pickled and stored in the same way under another name.
+
     Parameters
     ----------
     file : SourceFile
@@ -81,19 +98,30 @@ class ZipContainer:
         See `ZipIndex` and `decode`.
     """
 
-    format = "torch-zip"
-
     def __init__(self, file: SourceFile) -> None:
         self.index = ZipIndex(file)
         self._file = file
         self.root = self._find_root()
-        self._refuse_foreign()
-        entry = self.index.entries[f"{self.root}/data.pkl"]
-        if entry.nbytes > MAX_BYTES:
-            raise self.index.unsafe(f"has a pickle of {entry.nbytes:,} bytes")
-        self.pickled = decode(self.index.read(entry).tobytes(), path=file.path)
+        self._check_byte_order()
+        self.pickled = self._decoded("data.pkl")
+        names = self.index.entries
+        is_program = f"{self.root}/{_CONSTANTS}.pkl" in names
+        self.format = "torchscript" if is_program else "torch-zip"
+        self._constants = self._decoded(f"{_CONSTANTS}.pkl") if is_program else None
         self.notes: tuple[str, ...] = ()
         self._checked: set[str] = set()
+
+    @property
+    def constants(self) -> Value:
+        """What a TorchScript program keeps beside its object; None elsewhere."""
+        return self._constants.value if self._constants is not None else None
+
+    def table(self) -> TensorTable:
+        """Return the storages that the pickles refer to, and their tensors."""
+        table = TensorTable(self.pickled.persistent, self._file.path)
+        if self._constants is not None:
+            table.add(self._constants.persistent, f"{_CONSTANTS}/")
+        return table
 
     def locate(self, storages: Mapping[str, tuple[int, int]]) -> None:
         """Compare every storage with its entry."""
@@ -108,7 +136,8 @@ class ZipContainer:
 
     def entry_name(self, key: str) -> str:
         """Return the name of the entry of a storage."""
-        return f"{self.root}/data/{key}"
+        folder = "" if key.startswith(f"{_CONSTANTS}/") else "data/"
+        return f"{self.root}/{folder}{key}"
 
     def read(self, key: str, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Return bytes of a storage. The first time, its checksum is compared, over all of it."""
@@ -152,18 +181,16 @@ class ZipContainer:
             )
         return roots[0]
 
-    def _refuse_foreign(self) -> None:
+    def _decoded(self, name: str) -> Decoded:
+        entry = self.index.entries[f"{self.root}/{name}"]
+        if entry.nbytes > MAX_BYTES:
+            raise self.index.unsafe(f"has a pickle of {entry.nbytes:,} bytes")
+        return decode(self.index.read(entry).tobytes(), path=self._file.path)
+
+    def _check_byte_order(self) -> None:
         entries, root = self.index.entries, self.root
-        if f"{root}/constants.pkl" in entries or any(
-            e.startswith(f"{root}/code/") for e in entries
-        ):
-            raise UnknownFormatError(
-                "is a TorchScript archive, which holds a program",
-                path=self._file.path,
-                hint="torch.save(torch.jit.load(FILE).state_dict(), OUT) where you trust it",
-            )
         order = f"{root}/byteorder"
-        if order in entries and entries[order].nbytes < _FIRST_WINDOW:
+        if order in entries and entries[order].nbytes < _MAX_ORDER:
             found = self.index.read(entries[order]).tobytes()
             if found.strip() != b"little":
                 raise UnknownFormatError(
@@ -194,24 +221,29 @@ class LegacyContainer:
     """
 
     format = "torch-legacy"
+    constants: Value = None
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
-        magic = _decode_at(file, 0)
+        magic = decode_at(file, 0)
         if magic.value != LEGACY_MAGIC:
             raise _no_checkpoint(file)
-        version = _decode_at(file, magic.end)
+        version = decode_at(file, magic.end)
         if version.value != _LEGACY_VERSION:
             raise UnknownFormatError("has an unknown version of torch.save", path=file.path)
-        system = _decode_at(file, version.end)
+        system = decode_at(file, version.end)
         if as_pairs(system.value) is None:
             raise CorruptCheckpointError("has no system record", path=file.path)
-        self.pickled = _decode_at(file, system.end)
-        keys = _decode_at(file, self.pickled.end)
+        self.pickled = decode_at(file, system.end)
+        keys = decode_at(file, self.pickled.end)
         self._keys = _storage_keys(keys.value, file)
         self._end = keys.end
         self.places: dict[str, tuple[int, int]] = {}
         self.notes: tuple[str, ...] = ()
+
+    def table(self) -> TensorTable:
+        """Return the storages that the pickle refers to, and its tensors."""
+        return TensorTable(self.pickled.persistent, self._file.path)
 
     def locate(self, storages: Mapping[str, tuple[int, int]]) -> None:
         """Find every storage behind the pickles, by the counts in front of them."""
@@ -253,9 +285,9 @@ def open_container(file: SourceFile) -> Container:
     Raises
     ------
     UnknownFormatError
-        It is none of torch.save, or the oldest one (tar) or TorchScript.
+        It is none of torch.
     CorruptCheckpointError, UnsafeCheckpointError
-        See `ZipContainer` and `LegacyContainer`.
+        See `ZipContainer`, `LegacyContainer` and `TarContainer`.
     """
     head = file.read(0, min(file.size, 512)).tobytes()
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -266,11 +298,9 @@ def open_container(file: SourceFile) -> Container:
     if head[:1] in (b"\x80", b"(", b"]", b"}", b"c"):
         raise _no_checkpoint(file)
     if head[257:262] == b"ustar":
-        raise UnknownFormatError(
-            "is a tar container, which torch wrote before 0.1.10",
-            path=file.path,
-            hint="torch.load and torch.save it with torch 0.4 to 2.5, where you trust it",
-        )
+        if is_torch_tar(file):
+            return TarContainer(file)
+        raise UnknownFormatError("is a tar archive, but not one of torch", path=file.path)
     if not head:
         raise UnknownFormatError("is empty", path=file.path)
     raise UnknownFormatError("is not a checkpoint of torch.save", path=file.path)
@@ -282,28 +312,6 @@ def _no_checkpoint(file: SourceFile) -> UnknownFormatError:
         path=file.path,
         hint="load it where you trust it, and torch.save its tensors",
     )
-
-
-def _decode_at(file: SourceFile, start: int) -> Decoded:
-    """Decode the pickle at an offset, reading more of the file as long as it has no end.
-
-    Where a stacked pickle ends is known only from reading it, and gigabytes can follow.
-    """
-    window = _FIRST_WINDOW
-    while True:
-        data = file.read(start, min(window, file.size - start)).tobytes()
-        try:
-            decoded = decode(data, path=file.path)
-        except TruncatedPickleError:
-            if start + len(data) == file.size:
-                raise
-            if len(data) > MAX_BYTES:
-                raise UnsafeCheckpointError(
-                    f"a pickle of more than {MAX_BYTES:,} bytes", path=file.path
-                ) from None
-            window *= 8
-        else:
-            return Decoded(decoded.value, start + decoded.end, decoded.persistent)
 
 
 def _storage_keys(value: Value, file: SourceFile) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints of torch.save, read without torch and without running anything that is in them."""
+"""Checkpoints that torch wrote, read without torch and without running anything in them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +15,8 @@ from ckptshrink.io.files import SourceFile
 from ckptshrink.io.torch_container import Container, open_container
 from ckptshrink.io.torch_copies import copies_of_weights, shared_with
 from ckptshrink.io.torch_graph import Graph, read_graph
+from ckptshrink.io.torch_records import is_script_object
+from ckptshrink.io.torch_script import read_program
 from ckptshrink.io.torch_tensors import StoredView, TensorTable
 from ckptshrink.tensors import ITEMSIZE, TensorRef
 
@@ -78,25 +80,42 @@ def open_torch(path: Path) -> TorchReader:
     Parameters
     ----------
     path : Path
-        A file in the zip container (torch 1.4 and later) or the legacy one (0.1.10 to 1.5).
+        A file in the zip container (torch 1.4 and later), the legacy one (0.1.10 to 1.5) or the tar
+        container (0.1 to 0.1.9), or a TorchScript archive (1.3 and later).
 
     Raises
     ------
     CheckpointError
         The file can't be read, holds no tensors, or one without values of its own.
     UnknownFormatError
-        It is not of torch.save, or TorchScript, or in the tar container.
+        It is not of torch.
     CorruptCheckpointError
         Headers, sizes or offsets disagree, or two tensors have one name.
     UnsafeCheckpointError
         It would take resources out of proportion to its size.
     """
+    return open_torch_file(SourceFile(path))
+
+
+def open_torch_file(file: SourceFile) -> TorchReader:
+    """Open a checkpoint of torch.save that is a file, or a window of one; see `open_torch`.
+
+    Parameters
+    ----------
+    file : SourceFile
+        Closed with the reader, or with an error.
+    """
     with ExitStack() as opened:
-        file = SourceFile(path)
         opened.callback(file.close)
+        path = file.path
         container = open_container(file)
-        table = TensorTable(container.pickled.persistent, path)
-        graph = read_graph(container.pickled.value, table, path)
+        table = container.table()
+        root = container.pickled.value
+        graph = (
+            read_program(root, container.constants, table, path)
+            if is_script_object(root)
+            else read_graph(root, table, path)
+        )
         container.locate(table.storages)
         checkpoint = _checkpoint(path, container, graph)
         _check_proportion(checkpoint, graph, table, file)

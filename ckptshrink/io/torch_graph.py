@@ -22,10 +22,13 @@ _BESIDE_WEIGHTS: Final = frozenset(
     {
         "opt", "optim", "optimizer", "optimizers", "optimizer_state", "optimizer_state_dict",
         "optimizer_states", "scheduler", "schedulers", "lr_scheduler", "lr_schedulers",
-        "scheduler_state_dict", "scaler", "grad_scaler", "amp",
+        "scheduler_state_dict", "scaler", "grad_scaler", "amp", "callbacks", "loops",
     }
 )  # fmt: skip
 """Keys under which training scripts put what is no weight. Generators' states end in rng_state."""
+
+_MODEL_WRAPPERS: Final = frozenset({"module", "_orig_mod"})
+"""DataParallel, DDP and torch's AveragedModel; torch.compile."""
 
 Parts: TypeAlias = list[tuple[str, Value]]
 
@@ -111,7 +114,7 @@ def _whole_modules(root: Value, parts: Parts, table: TensorTable, path: Path) ->
     for i, key in enumerate(_rest_prefixes(parts)):
         if i not in prefixes:
             found += walker.walk(parts[i][1], REST, (key,))
-    views = _named(found, path, dotted)
+    views = named(found, path, dotted)
     dicts = [
         {"dict": [[dotted(t.path[len(prefixes[i]) :]), {"tensor": dotted(t.path)}] for t in state]}
         for i, state in states.items()
@@ -129,7 +132,7 @@ def _whole_modules(root: Value, parts: Parts, table: TensorTable, path: Path) ->
     notes = [f"whole-module pickle ({classes[0]}): read without its classes"]
     if optimizer_class is not None:
         notes.append(_optimizer_note(optimizer_class, views))
-    return Graph(views, container, tuple(notes), _flat_names(walker))
+    return Graph(views, container, tuple(notes), flat_names_of(walker))
 
 
 def _module_prefixes(parts: Parts, probe: Walker, *, in_list: bool) -> dict[int, tuple[str, ...]]:
@@ -180,7 +183,7 @@ def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
     name = full
     if weights is not None and len({bare(tensor.path) for tensor in found}) == len(found):
         name = bare
-    views = _named(found, path, name)
+    views = named(found, path, name)
     for tensor in found:
         if tensor.cell is not None:
             tensor.cell["tensor"] = name(tensor.path)
@@ -193,16 +196,19 @@ def _plain_structure(root: Value, table: TensorTable, path: Path) -> Graph:
         "optimizer_class": None,
         "module_classes": list(walker.module_classes),
     }
-    return Graph(views, container, _opaque_notes(walker), _flat_names(walker))
+    notes = (*_opaque_notes(walker), *_average_notes(found))
+    return Graph(views, container, notes, flat_names_of(walker))
 
 
 def _only_weights(parts: Parts, found: list[Found]) -> str | None:
     """Return the key of the one dict that holds the weights, None if there is not just one."""
     values = dict(parts)
     holding = dict.fromkeys(tensor.path[0] for tensor in found if tensor.path)
+    # A best score, a threshold or a counter beside the model can be a tensor too.
+    matrices = dict.fromkeys(t.path[0] for t in found if t.path and len(t.view.shape) > 1)
     weights = [
         key
-        for key in holding
+        for key in matrices or holding
         if key not in _BESIDE_WEIGHTS
         and not key.endswith("rng_state")
         and not _is_optimizer_state(values.get(key))
@@ -220,9 +226,16 @@ def _is_optimizer_state(value: Value) -> bool:
     }
 
 
-def _named(
+def named(
     found: list[Found], path: Path, name: Callable[[tuple[str, ...]], str]
 ) -> dict[str, StoredView]:
+    """Return tensors by their names.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Two have the same one, or one can't be written down.
+    """
     views: dict[str, StoredView] = {}
     for tensor in found:
         full = name(tensor.path)
@@ -234,7 +247,8 @@ def _named(
     return views
 
 
-def _flat_names(walker: Walker) -> dict[str, tuple[str, ...]]:
+def flat_names_of(walker: Walker) -> dict[str, tuple[str, ...]]:
+    """Return what ``_flat_weights`` of each recurrent module stand for, by its dotted name."""
     return {".".join(path): tuple(names) for path, names in walker.flat_names.items()}
 
 
@@ -242,6 +256,38 @@ def _optimizer_note(optimizer_class: str, views: Mapping[str, StoredView]) -> st
     averages = sum(n.startswith("optimizer.state.") and n.endswith(".ax") for n in views)
     with_averages = f" with averages (ax) for {averages} parameters" if averages else ""
     return f"optimizer {optimizer_class}{with_averages}"
+
+
+def _average_notes(found: list[Found]) -> list[str]:
+    """Return a line for each dict of weights with the names and shapes of another one's.
+
+    Training scripts keep a moving average beside the weights; nothing but the key says which.
+    """
+    by_head: dict[str, dict[tuple[str, ...], tuple[int, ...]]] = {}
+    for tensor in found:
+        if len(tensor.path) > 1 and tensor.path[0] not in _BESIDE_WEIGHTS:
+            inner = _bare(tensor.path[1:])
+            by_head.setdefault(tensor.path[0], {})[inner] = tensor.view.shape
+    first: dict[frozenset[tuple[tuple[str, ...], tuple[int, ...]]], str] = {}
+    notes = []
+    for head, shapes in by_head.items():
+        if not any(len(shape) > 1 for shape in shapes.values()):
+            continue
+        known = first.setdefault(frozenset(shapes.items()), head)
+        if known != head:
+            notes.append(
+                f"{head} has the tensors of {known} a second time, maybe their average: "
+                f"both are compressed; --keep '{head}.*' leaves it as it is"
+            )
+    return notes
+
+
+def _bare(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path without what wrappers of whole models put in front of it."""
+    parts = [part for name in path for part in name.split(".")]
+    while len(parts) > 1 and parts[0] in _MODEL_WRAPPERS:
+        del parts[0]
+    return tuple(parts)
 
 
 def _opaque_notes(walker: Walker) -> tuple[str, ...]:

@@ -47,6 +47,11 @@ def is_optimizer(value: Value) -> bool:
     return {"state", "param_groups"} <= names
 
 
+def is_script_object(value: Value) -> bool:
+    """Tell whether an object is one of a TorchScript program: a module, or a class of its own."""
+    return isinstance(value, Made) and class_name(value).startswith("__torch__.")
+
+
 def key_text(key: Value) -> str | None:
     """Return a dict key as a part of a name: its ``str()``; None for an object."""
     if isinstance(key, bytes):

@@ -8,6 +8,7 @@ from typing import Final
 
 from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 from ckptshrink.io.pickle_records import (
+    CONSTRUCTORS,
     Items,
     Made,
     Persistent,
@@ -19,12 +20,14 @@ from ckptshrink.io.pickle_records import (
 )
 from ckptshrink.tensors import ITEMSIZE
 
-_STORAGES: Final = {
+STORAGES: Final = {
     "FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
     "UntypedStorage": "U8", "_UntypedStorage": "U8",
 }  # fmt: skip
+"""Dtype codes by the name of a storage class, which lies in ``torch`` or ``torch.cuda``."""
+
 _UNTYPED: Final = ("UntypedStorage", "_UntypedStorage")
 
 _DTYPES: Final = {
@@ -57,8 +60,8 @@ _REFUSED: Final = {
     f"{_UTILS}_rebuild_device_tensor_from_numpy": "is stored as a numpy array",
     f"{_UTILS}_rebuild_xla_tensor": "is stored as a numpy array",
 }
-_MAX_DIMS: Final = 32
-_MAX_COUNT: Final = 1 << 40
+MAX_DIMS: Final = 32
+MAX_COUNT: Final = 1 << 40
 _MAX_WRAPPED: Final = 16
 _DENSE_HINT: Final = "save it from torch as a dense tensor, or leave it out"
 
@@ -103,7 +106,7 @@ class StoredView:
 
 
 @dataclass(frozen=True, slots=True)
-class _StorageId:
+class StorageId:
     """A persistent id's storage; a view of old files begins at `first` and has `numel` elements."""
 
     key: str
@@ -137,7 +140,7 @@ class TensorTable:
     def __init__(self, persistent: Iterable[Persistent], path: Path) -> None:
         self.storages: dict[str, tuple[int, int]] = {}
         self._path = path
-        self._ids: dict[int, _StorageId | str] = {}
+        self._ids: dict[int, StorageId | str] = {}
         self._views: dict[int, StoredView | None] = {}
         for reference in persistent:
             self._register(reference)
@@ -152,21 +155,38 @@ class TensorTable:
         CheckpointError
             The tensor is sparse, quantized or otherwise not an array of numbers in a storage.
         """
-        if not isinstance(value, Made):
+        if not isinstance(value, Made | Persistent):
             return None
         if id(value) not in self._views:
             self._views[id(value)] = self._resolve(value)
         return self._views[id(value)]
 
-    def _resolve(self, value: Made) -> StoredView | None:
+    def add(self, persistent: Iterable[Persistent], folder: str) -> None:
+        """Register the storages of another pickle, whose keys are names within `folder`.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            As for the first pickle.
+        """
+        for reference in persistent:
+            self._register(reference, folder)
+
+    def referred(self, reference: Persistent) -> StoredView | None:
+        """Return the tensor that a persistent id is. Only the tar container has such ids."""
+        return None
+
+    def _resolve(self, value: Made | Persistent) -> StoredView | None:
         made: Value = value
         for _ in range(_MAX_WRAPPED):
+            if isinstance(made, Persistent):
+                return self.referred(made)
             if not isinstance(made, Made):
                 return None
             function = class_name(made)
             args = made.args
             if function in _WRAPPERS:
-                made = args[0] if args else None
+                made = _wrapped(made)
             elif function in _SUBCLASSES and len(args) >= 3 and isinstance(args[2], Items):
                 made = Made(args[0], args[2].items)
             else:
@@ -198,17 +218,28 @@ class TensorTable:
             raise self._error(CheckpointError, "is lazily conjugated or negated", _DENSE_HINT)
         if type(offset) is not int or offset < 0 or shape is None or strides is None:
             raise self._error(CorruptCheckpointError, "has no proper size, stride or offset")
-        if len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+        if len(shape) != len(strides) or len(shape) > MAX_DIMS:
             raise self._error(
                 CorruptCheckpointError, f"has {len(shape)} sizes and {len(strides)} strides"
             )
+        return self.placed(storage, dtype, offset, shape, strides)
+
+    def placed(
+        self,
+        storage: StorageId,
+        dtype: str,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+    ) -> StoredView:
+        """Return a tensor at its place in a storage, which it must not reach out of."""
         view = StoredView(storage.key, dtype, storage.first + offset, shape, strides)
         room = storage.numel // (ITEMSIZE[dtype] if storage.untyped else 1)
         if offset + view.span // ITEMSIZE[dtype] > room:
             raise self._error(CorruptCheckpointError, "reaches out of its storage")
         return view
 
-    def _storage(self, value: Value) -> _StorageId:
+    def _storage(self, value: Value) -> StorageId:
         if isinstance(value, Made) and class_name(value) == "torch.storage._load_from_bytes":
             raise self._error(
                 UnsafeCheckpointError,
@@ -224,7 +255,7 @@ class TensorTable:
             raise self._error(CorruptCheckpointError, "has no storage")
         return found
 
-    def _register(self, reference: Persistent) -> None:
+    def _register(self, reference: Persistent, folder: str = "") -> None:
         """Note the storage of a persistent id; one of an unknown type keeps the type's name."""
         pid = reference.pid
         if not isinstance(pid, Items) or len(pid.items) < 2:
@@ -237,11 +268,11 @@ class TensorTable:
         if type(numel) is not int or numel < 0 or not isinstance(key, str | int):
             raise CorruptCheckpointError("a storage without key or size", path=self._path)
         storage_class = kind.name if isinstance(kind, Token) else "no storage class"
-        dtype = _STORAGES.get(storage_class)
+        dtype = STORAGES.get(storage_class)
         if dtype is None:
             self._ids[id(reference)] = storage_class
             return
-        key, itemsize = str(key), ITEMSIZE[dtype]
+        key, itemsize = f"{folder}{key}", ITEMSIZE[dtype]
         known = self.storages.setdefault(key, (numel * itemsize, itemsize))
         if known[0] != numel * itemsize:
             raise CorruptCheckpointError(f"two sizes for storage {key!r:.80}", path=self._path)
@@ -249,7 +280,7 @@ class TensorTable:
         if len(pid.items) == 6 and pid.items[5] is not None:
             first, numel = self._old_view(pid.items[5], numel)
         untyped = storage_class in _UNTYPED
-        self._ids[id(reference)] = _StorageId(key, dtype, untyped, first, numel)
+        self._ids[id(reference)] = StorageId(key, dtype, untyped, first, numel)
 
     def _old_view(self, metadata: Value, numel: int) -> tuple[int, int]:
         """Return first element and count of a storage that is a part of another (torch 0.1)."""
@@ -270,13 +301,25 @@ class TensorTable:
         items = as_items(value)
         if items is None:
             return None
-        found = tuple(n for n in items.items if type(n) is int and 0 <= n < _MAX_COUNT)
+        found = tuple(n for n in items.items if type(n) is int and 0 <= n < MAX_COUNT)
         return found if len(found) == len(items.items) else None
 
     def _error(
         self, kind: type[CheckpointError], message: str, hint: str | None = None
     ) -> CheckpointError:
         return kind(message, path=self._path, hint=hint)  # the walk adds the tensor's name
+
+
+def _wrapped(made: Made) -> Value:
+    """Return what a parameter or variable was made of: its tensor."""
+    args = made.args
+    if isinstance(made.target, Token) and made.target.qualified in CONSTRUCTORS:
+        args = args[1:]  # the class; protocols 0 and 1 go through copyreg
+    if args:
+        return args[0]
+    # A Variable of the first betas has all of it in its state, the tensor first.
+    state = made.state
+    return state.items[0] if isinstance(state, Items) and len(state.items) == 5 else None
 
 
 def _is_tensor_class(function: str) -> bool:

@@ -14,6 +14,7 @@ from ckptshrink.io.pickle_records import (
     Items,
     Made,
     Pairs,
+    Persistent,
     Value,
     as_items,
     as_pairs,
@@ -26,6 +27,7 @@ from ckptshrink.io.torch_records import (
     dotted,
     is_module,
     is_scalar,
+    is_script_object,
     key_cell,
     key_text,
     scalar_cell,
@@ -50,7 +52,7 @@ MAX_VALUES: Final = 100_000
 MAX_NOTED: Final = 5
 """Objects left out that are named one by one."""
 
-STATE, EXTRA, PLAIN, REST, TREE = "state", "extra", "plain", "rest", "tree"
+STATE, EXTRA, PLAIN, REST, TREE, SCRIPT = "state", "extra", "plain", "rest", "tree", "script"
 """What a walk is after: see `Walker`."""
 
 _REGISTRIES: Final = ("_parameters", "_buffers", "_modules")
@@ -89,7 +91,7 @@ class _Task:
 
 @dataclass(slots=True)
 class Walker:
-    """Finds tensors under a value, in one of five ways.
+    """Finds tensors under a value, in one of six ways.
 
     - `STATE`: the state dict of a module, in the order in which torch would list it.
     - `EXTRA`: what a module and its submodules hold beside it, after all `STATE` walks.
@@ -97,6 +99,7 @@ class Walker:
       rewrites a file must know every name under which a storage can be reached.
     - `REST`: any other object, without the tensors that are known already.
     - `TREE`: dicts, lists and tuples, whose structure is kept to be written again.
+    - `SCRIPT`: the state dict of a module of TorchScript.
 
     Attributes
     ----------
@@ -164,7 +167,7 @@ class Walker:
         return found
 
     def _view(self, task: _Task) -> StoredView | None:
-        if not isinstance(task.value, Made):
+        if not isinstance(task.value, Made | Persistent):
             return None
         try:
             return self.table.view(task.value)
@@ -205,6 +208,8 @@ class Walker:
     def _below(self, task: _Task) -> Iterator[_Task]:
         if task.role == TREE:
             return self._tree(task)
+        if task.role == SCRIPT:
+            return self._script(task)
         if is_module(task.value):
             return self._module(task)
         if task.role == STATE:
@@ -235,6 +240,24 @@ class Walker:
         others.sort(key=lambda item: item[0] == "_flat_weights")
         yield from _tasks(task, inner, others)
         yield from _tasks(task, task.role, _registry(module, "_modules"))
+
+    def _script(self, task: _Task) -> Iterator[_Task]:
+        """Yield the parameters and buffers of a module of TorchScript, then its submodules.
+
+        All attributes are in one list, parameters and buffers first and then ``training``, since
+        torch makes the type of a module so. A tensor after it is no part of the state dict.
+        """
+        if not is_script_object(task.value):
+            return
+        self.module_classes.setdefault(class_name(task.value))
+        if flat := _names(attribute(task.value, "_flat_weights_names")):
+            self.flat_names[task.path()] = flat
+        members = list(attributes(task.value) or ())
+        names = [name for name, _ in members]
+        n_state = names.index("training") if "training" in names else len(members)
+        yield from _tasks(task, SCRIPT, members[:n_state])
+        modules = (item for item in members[n_state:] if is_script_object(item[1]))
+        yield from _tasks(task, SCRIPT, modules)
 
     def _note_module(self, task: _Task) -> None:
         self._seen.add(id(task.value))

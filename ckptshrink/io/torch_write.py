@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.torch_container import LegacyContainer, ZipContainer
 from ckptshrink.io.torch_file import TorchReader, elements_of, open_torch
 from ckptshrink.io.torch_structure import StructurePickle
+from ckptshrink.io.torch_tar import TarContainer
 from ckptshrink.io.torch_zip_writer import Sink, ZipWriter
 from ckptshrink.tensors import TensorRef
 
@@ -93,18 +95,27 @@ def write_like(reader: Reader, replaced: Replaced, out: Sink) -> None:
     CorruptCheckpointError
         A storage that is copied has another checksum.
     """
+    copy_file(reader.checkpoint.files[0], replaced, out)
+
+
+def copy_file(path: Path, replaced: Replaced, out: Sink) -> None:
+    """Copy one file with the values of some of its tensors exchanged; see `write_like`."""
+    with closing(open_torch(path)) as source:
+        copy_with(source, replaced, out)
+
+
+def copy_with(source: TorchReader, replaced: Replaced, out: Sink) -> None:
+    """Copy an opened checkpoint with the values of some tensors exchanged; see `write_like`."""
+    by_storage: dict[str, list[str]] = {}
     for name in replaced:
-        if name not in reader.checkpoint.tensors:
+        if name not in source.checkpoint.tensors:
             raise OutputError("is to be replaced and is not in the source", tensor=name)
-    with closing(open_torch(reader.checkpoint.root)) as source:
-        by_storage: dict[str, list[str]] = {}
-        for name in replaced:
-            by_storage.setdefault(source.views[name].key, []).append(name)
-        changes = _Changes(source, replaced, by_storage)
-        if isinstance(source.container, ZipContainer):
-            _copy_zip(source.container, changes, out)
-        elif isinstance(source.container, LegacyContainer):
-            _copy_legacy(source, source.container, changes, out)
+        by_storage.setdefault(source.views[name].key, []).append(name)
+    changes = _Changes(source, replaced, by_storage)
+    if isinstance(source.container, ZipContainer):
+        _copy_zip(source.container, changes, out)
+    elif isinstance(source.container, LegacyContainer | TarContainer):
+        _copy_in_place(source, source.container, changes, out)
 
 
 class _Changes:
@@ -161,8 +172,8 @@ def _copy_zip(container: ZipContainer, changes: _Changes, out: Sink) -> None:
     archive.close()
 
 
-def _copy_legacy(
-    source: TorchReader, container: LegacyContainer, changes: _Changes, out: Sink
+def _copy_in_place(
+    source: TorchReader, container: LegacyContainer | TarContainer, changes: _Changes, out: Sink
 ) -> None:
     at = 0
     for key, (offset, nbytes) in container.places.items():

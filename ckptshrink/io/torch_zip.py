@@ -1,4 +1,4 @@
-"""The zip container of torch: an index that is checked before it is believed, and checksums.
+"""The zip container of torch and Keras: an index checked before it is believed, and checksums.
 
 Python's zipfile takes the last of two entries of one name and torch the first, torch does not look
 at checksums (a flipped byte loads in silence), and both inflate whatever they are told to.
@@ -82,6 +82,8 @@ class ZipIndex:
     Parameters
     ----------
     file : SourceFile
+    hint : str
+        What the user can do about a file that asks for too much.
 
     Attributes
     ----------
@@ -96,8 +98,9 @@ class ZipIndex:
         out of proportion.
     """
 
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, file: SourceFile, hint: str = _REPACK_HINT) -> None:
         self.file = file
+        self._hint = hint
         start, nbytes, count = self._find_directory()
         self.entries: dict[str, ZipEntry] = {}
         for entry in self._directory(start, nbytes, count):
@@ -142,7 +145,7 @@ class ZipIndex:
 
     def unsafe(self, message: str) -> UnsafeCheckpointError:
         """Return an error about what the file asks for."""
-        return UnsafeCheckpointError(message, path=self.file.path, hint=_REPACK_HINT)
+        return UnsafeCheckpointError(message, path=self.file.path, hint=self._hint)
 
     def _compare(self, entry: ZipEntry, crc: int) -> None:
         if crc != entry.crc:

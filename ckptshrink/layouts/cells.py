@@ -7,7 +7,7 @@ from typing import Final
 from ckptshrink.errors import LayoutError
 from ckptshrink.gates import GateLayout, GateMatrix, Part
 from ckptshrink.layouts.names import Hit
-from ckptshrink.layouts.rules import JOINT, CellRule, Kind
+from ckptshrink.layouts.rules import BIAS, JOINT, CellRule, Kind
 from ckptshrink.tensors import TensorRef
 
 HINT: Final = "compress other tensors by name, or describe the cell in a layout file"
@@ -21,6 +21,9 @@ class Place:
     list: str
     layer: str
     direction: str
+    group: str = ""
+    cell: str = ""
+    gate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Cell:
     rule : CellRule
     place : Place
     weights : mapping of str to TensorRef
-        By Wi, Wh, P or joint; the raw weight where there is one.
+        By Wi, Wh, P, joint or bias; the raw weight where there is one.
     copies : mapping of str to str
         Names that a raw weight wins over, and its name.
     """
@@ -59,7 +62,8 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
             continue
         rules[id(hit.rule)] = hit.rule
         raw = "raw" in hit.groups
-        groups = (hit.groups.get(key, "") for key in ("list", "layer", "direction"))
+        keys = ("list", "layer", "direction", "group", "cell", "gate")
+        groups = (hit.groups.get(key, "") for key in keys)
         place = Place(hit.prefix, *groups)
         if raw in slots.get((id(hit.rule), place), {}).get(role, {}):
             # x.weight_ih beside x.module.weight_ih: two modules, and not a wrapper and its content
@@ -69,6 +73,8 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
     for (key, place), by_role in slots.items():
         rule = rules[key]
         if rule.needs_raw and not any(True in refs for refs in by_role.values()):
+            continue
+        if rule.needs_recurrent and "Wh" not in by_role:
             continue
         weights = {role: refs.get(True) or refs[False] for role, refs in by_role.items()}
         copies = {
@@ -81,14 +87,18 @@ def gather_cells(claims: Iterable[tuple[TensorRef, str, Hit[CellRule]]]) -> list
 
 
 def number_layers(cells: Sequence[Cell]) -> list[int]:
-    """Return the layer of each cell, counted from 0 through the modules of its list.
+    """Return the layer of each cell, counted from 0 through its model or the modules of its list.
 
     A list of one-layer modules can number its cells by name (``rnns.2``); in a Sequential, where
     the numbers of other modules lie between, or with modules of several layers, they are counted.
     """
+    counted = _count_in_model(cells)
     sizes: dict[tuple[int, str], dict[int, int]] = {}
-    where = []
-    for cell in cells:
+    where: list[tuple[str, int | None, int]] = []
+    for number, cell in enumerate(cells):
+        if number in counted:
+            where.append(("", None, counted[number]))
+            continue
         inner = int(cell.place.layer or 0)
         base, position = _list_position(cell)
         where.append((base, position, inner))
@@ -110,6 +120,29 @@ def number_layers(cells: Sequence[Cell]) -> list[int]:
             layers.append(position)
         else:
             layers.append(offsets[key][position] + inner)
+    return layers
+
+
+def _count_in_model(cells: Sequence[Cell]) -> dict[int, int]:
+    """Return the layers of the cells that are counted through their model, by place in `cells`.
+
+    The cells of one prefix are a stack. The two directions of a stack are layer by layer the same,
+    whatever their cells are called.
+    """
+    stacks: dict[str, dict[str, dict[tuple[str, str], list[int]]]] = {}
+    # cells that get no role come last, and take no number from those that do
+    for number, cell in sorted(enumerate(cells), key=lambda item: bool(item[1].rule.suspect)):
+        if cell.rule.numbering == "model":
+            place = cell.place
+            direction = stacks.setdefault(place.prefix, {}).setdefault(place.direction, {})
+            direction.setdefault((place.cell, place.list), []).append(number)
+    layers: dict[int, int] = {}
+    before = 0
+    for directions in stacks.values():
+        for stack in directions.values():
+            for layer, numbers in enumerate(stack.values(), before):
+                layers |= dict.fromkeys(numbers, layer)
+        before += max(len(stack) for stack in directions.values())
     return layers
 
 
@@ -143,7 +176,11 @@ def matrices_of(cell: Cell, layer: int) -> list[GateMatrix]:
         return _joint(cell, layer)
     if "Wh" in cell.rule.parts.values():
         return _separate(cell, layer)
-    return _input_only(cell, layer)
+    if "Wi" in cell.rule.parts.values():
+        return _input_only(cell, layer)
+    # only the projection of the cell is a matrix of its own
+    kind = cell.rule.kinds[0]
+    return [_matrix(cell, layer, kind, role, ref) for role, ref in cell.weights.items()]
 
 
 def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
@@ -153,13 +190,9 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
         missing = "recurrent" if recurrent is None else "input"
         raise _alone(given or recurrent or next(iter(cell.weights.values())), missing)
     rows, n_recurrent = _outputs_inputs(recurrent, rule)
-    if _outputs_inputs(given, rule)[0] != rows:
-        raise LayoutError(
-            f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
-            "their gates differ in size",
-            tensor=recurrent.name,
-            hint=HINT,
-        )
+    n_given = _outputs_inputs(given, rule)[0]
+    if all(n_given * kind.blocks != rows * kind.input_blocks for kind in rule.kinds):
+        raise _differ(given, recurrent)
     hidden = n_recurrent
     if projection is not None:
         n_projected, hidden = _outputs_inputs(projection, rule)
@@ -171,6 +204,16 @@ def _separate(cell: Cell, layer: int) -> list[GateMatrix]:
                 hint=HINT,
             )
     kind = _kind(recurrent, rule, rows, hidden)
+    if n_given != kind.input_blocks * hidden:
+        raise _differ(given, recurrent)
+    bias = cell.weights.get(BIAS)
+    if bias is not None and bias.shape != (2, rows):
+        raise LayoutError(
+            f"shape {bias.shape} does not go with shape {recurrent.shape} of {recurrent.name}: "
+            f"a bias for each of its products is (2, {rows})",
+            tensor=bias.name,
+            hint=HINT,
+        )
     made = [_matrix(cell, layer, kind, "Wi", given), _matrix(cell, layer, kind, "Wh", recurrent)]
     if projection is not None:
         made.append(_matrix(cell, layer, kind, "P", projection))
@@ -184,7 +227,8 @@ def _joint(cell: Cell, layer: int) -> list[GateMatrix]:
         raise _alone(next(iter(cell.weights.values())), "gate")
     rows, columns = _outputs_inputs(joint, rule)
     if projection is None:
-        n_recurrent = hidden = rows // rule.kinds[0].blocks
+        hidden = rows // rule.kinds[0].blocks
+        n_recurrent = columns // 2 if rule.halves else hidden
     else:
         n_recurrent, hidden = _outputs_inputs(projection, rule)
     kind = _kind(joint, rule, rows, hidden)
@@ -216,6 +260,15 @@ def _input_only(cell: Cell, layer: int) -> list[GateMatrix]:
             hint=HINT,
         )
     return [_matrix(cell, layer, kind, "Wi", weight)]
+
+
+def _differ(given: TensorRef, recurrent: TensorRef) -> LayoutError:
+    return LayoutError(
+        f"shape {recurrent.shape} does not go with shape {given.shape} of {given.name}: "
+        "their gates differ in size",
+        tensor=recurrent.name,
+        hint=HINT,
+    )
 
 
 def _alone(ref: TensorRef, missing: str) -> LayoutError:
@@ -251,7 +304,8 @@ def _matrix(
     if role == "P":
         layout = GateLayout(axis=axis, transposed=rule.transposed)
     else:
-        layout = GateLayout(kind.gates, axis, rule.transposed, part is not None, rule.forget_bias)
+        gates = cell.place.gate or kind.gates_of(role)
+        layout = GateLayout(gates, axis, rule.transposed, part is not None, rule.forget_bias)
     shape = [ref.shape[0], ref.shape[1]]
     if part is not None:
         shape[part.axis] = part.stop - part.start

@@ -11,14 +11,17 @@ from typing import Any, Final, TypeVar
 from ckptshrink.errors import LayoutError
 from ckptshrink.gates import ROLES
 from ckptshrink.layouts.rules import (
+    BIAS,
     JOINT,
     NO_ROLE,
     CellRule,
     CopyRule,
     DropRule,
+    KeepRule,
     Kind,
     Layout,
     ListRule,
+    Mark,
     MatrixRule,
     Pattern,
     RecurrentRule,
@@ -32,8 +35,10 @@ else:
 
 T = TypeVar("T")
 
-_GROUPS: Final = frozenset({"part", "list", "layer", "direction", "raw", "index"})
-_PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT})
+_GROUPS: Final = frozenset(
+    {"part", "list", "layer", "group", "direction", "cell", "gate", "raw", "index"}
+)
+_PARTS: Final = frozenset({"Wi", "Wh", "P", JOINT, BIAS})
 _DIRECTIONS: Final = frozenset({"forward", "backward"})
 
 
@@ -91,13 +96,18 @@ def parse_layout(content: bytes, file: str) -> Layout:
         family=table.text("family"),
         priority=table.integer("priority"),
         about=table.text("about"),
-        marks=tuple(t.closed(t.pattern()) for t in table.tables("marks")),
+        model_types=table.texts("model_types", []),
+        marks=tuple(t.closed(Mark(t.pattern(), t.flag("wide"))) for t in table.tables("marks")),
         cells=tuple(_cell_rule(t) for t in table.tables("cells")),
         matrices=tuple(_matrix_rule(t) for t in table.tables("matrices")),
         copies=tuple(t.closed(CopyRule(t.pattern(), t.text("of"))) for t in table.tables("copies")),
         lists=tuple(
             t.closed(ListRule(t.pattern(), t.texts("order"), t.texts("directions"), t.text("raw")))
             for t in table.tables("lists")
+        ),
+        keeps=tuple(
+            t.closed(KeepRule(t.pattern(), t.text("reason"), t.text("note", "")))
+            for t in table.tables("keeps")
         ),
         drops=tuple(_drop_rule(t) for t in table.tables("drops")),
         recurrent=tuple(
@@ -112,16 +122,23 @@ def _cell_rule(table: "_Table") -> CellRule:
     rule = CellRule(
         pattern=table.pattern(),
         parts=table.mapping("parts", _PARTS),
-        kinds=tuple(t.closed(Kind(t.text("cell"), t.text("gates"))) for t in table.tables("kinds")),
+        kinds=tuple(
+            t.closed(Kind(t.text("cell"), t.text("gates"), t.text("input_gates", "")))
+            for t in table.tables("kinds")
+        ),
         directions=table.mapping("directions", _DIRECTIONS),
-        numbering=table.one_of("numbering", {"name", "order"}, "order"),
+        numbering=table.one_of("numbering", {"name", "order", "model"}, "order"),
         transposed=table.flag("transposed"),
         forget_bias=table.real("forget_bias"),
         needs_raw=table.flag("needs_raw"),
+        needs_recurrent=table.flag("needs_recurrent"),
+        suspect=table.text("suspect", ""),
+        halves=table.flag("halves"),
     )
     if not rule.parts or not rule.kinds:
         raise table.fault("a cell needs parts and kinds")
-    if any(len(set(kind.gates)) != len(kind.gates) for kind in rule.kinds):
+    orders = [order for kind in rule.kinds for order in (kind.gates, kind.input_gates)]
+    if any(len(set(order)) != len(order) for order in orders):
         raise table.fault("a gate is named twice")
     return table.closed(rule)
 
@@ -194,8 +211,8 @@ class _Table:
             raise self.fault(f"key {key!r} must be one of {', '.join(sorted(allowed))}")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        values = self._take(key, list, None)
+    def texts(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
+        values = self._take(key, list, default)
         if not all(isinstance(value, str) for value in values):
             raise self.fault(f"key {key!r} must be a list of strings")
         return tuple(values)

@@ -16,6 +16,7 @@ from ckptshrink.layouts.cells import Cell, gather_cells, matrices_of, number_lay
 from ckptshrink.layouts.files import load_layouts
 from ckptshrink.layouts.names import NameMatcher, WordFinder, split_name
 from ckptshrink.layouts.rules import (
+    BIAS,
     NO_ROLE,
     CopyRule,
     Layout,
@@ -38,8 +39,8 @@ class Recognition:
     ----------
     family : str
         The first layout, by priority, whose marks or recurrent cells were found: ``"fastai"``,
-        ``"awd-qrnn"``, ``"awd-lstm"`` (GRUs too), ``"elmo"``, ``"torch-rnn"``; ``"generic"`` if
-        none were. For display; what a matrix is, its GateMatrix says.
+        ``"awd-qrnn"``, ``"awd-lstm"`` (GRUs too), ``"elmo"``, ``"torch-rnn"``, ``"keras"``;
+        ``"generic"`` if none were. For display; what a matrix is, its GateMatrix says.
     matrices : tuple of GateMatrix
         In stored order of the tensors, the parts of one in order. None for copies and aliases.
     copies : mapping of str to str
@@ -52,9 +53,13 @@ class Recognition:
         its values are stored as ``encoder.weight``.
     dropped : mapping of str to str
         Tensors that are no part of the model, and why.
+    kept : mapping of str to str
+        Tensors that look like weights and are none to compress, and why.
     unrecognised : tuple of (str, str)
         Floating tensors of two or more dimensions that look recurrent and fit no layout, and why
         they look so, or why their shapes don't fit. They have no matrix.
+    notes : tuple of str
+        What a user should know of such a checkpoint, one line each.
     """
 
     family: str
@@ -63,7 +68,9 @@ class Recognition:
     aliases: Mapping[str, str]
     roles_of_aliases: Mapping[str, str]
     dropped: Mapping[str, str]
+    kept: Mapping[str, str]
     unrecognised: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
 
 
 def recognise(
@@ -91,18 +98,22 @@ def recognise(
 class _Recogniser:
     """What is known of a checkpoint so far; the methods are in the order in which they run.
 
-    `known_as` holds names under which to look up roles, `claimed` the sources of gate matrices, and
+    `known_as` holds names under which to look up roles, `claimed` the tensors of recurrent cells,
     `found` the families whose marks or cells there are; the other fields are those of Recognition.
     """
 
     def __init__(self, checkpoint: Checkpoint, layouts: Sequence[Layout], strict: bool) -> None:
         self.root = checkpoint.root
         self.tensors = checkpoint.tensors
+        self.model_type = checkpoint.model_type
         self.layouts = layouts
         self.strict = strict
         self.copies = dict(checkpoint.copies)
+        self.doubts = checkpoint.doubts
         self.aliases: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
+        self.kept: dict[str, str] = {}
+        self.notes: dict[str, None] = {}
         self.matrices: list[GateMatrix] = []
         self.roles_of_aliases: dict[str, str] = {}
         self.unrecognised: dict[str, str] = {}
@@ -114,25 +125,38 @@ class _Recogniser:
         self._follow_aliases()
         self._set_aside()
         self._find_marks()
+        self._find_kept()
         cells = self._cells()
         self._find_copies(cells)
         self._find_recurrent()
         self._give_roles()
-        families = [layout.family for layout in self.layouts if layout.family in self.found]
         place = {name: i for i, name in enumerate(self.tensors)}
         self.matrices.sort(key=lambda m: (place[m.source], m.part.start if m.part else 0))
         return Recognition(
-            family=families[0] if families else "generic",
+            family=self._family(),
             matrices=tuple(self.matrices),
             copies={name: self._resolved(winner) for name, winner in self.copies.items()},
             aliases=self.aliases,
             roles_of_aliases=self.roles_of_aliases,
             dropped=self.dropped,
+            kept=self.kept,
             unrecognised=tuple(
                 (name, self.unrecognised[name])
                 for name in sorted(self.unrecognised, key=place.__getitem__)
             ),
+            notes=tuple(self.notes),
         )
+
+    def _family(self) -> str:
+        """Return the family by names, or what ``config.json`` calls it where that agrees."""
+        found = [layout for layout in self.layouts if layout.family in self.found]
+        if self.model_type is None:
+            return found[0].family if found else "generic"
+        if any(self.model_type in layout.model_types for layout in found):
+            return self.model_type
+        names = f"by its names it is {found[0].family}" if found else "no layout knows that"
+        self.notes[f"config.json says model_type {self.model_type!r}, {names}"] = None
+        return found[0].family if found else "generic"
 
     def _follow_aliases(self) -> None:
         """Find the tensor that owns the storage of each one that only shares it."""
@@ -163,12 +187,34 @@ class _Recogniser:
 
     def _find_marks(self) -> None:
         """Find the layouts that say by what names they are known."""
+        matcher: NameMatcher[tuple[str, bool]] = NameMatcher(
+            (mark.pattern, (layout.family, mark.wide))
+            for layout in self.layouts
+            for mark in layout.marks
+        )
+        for name, ref in self.tensors.items():
+            if name in self.dropped:
+                continue
+            is_wide = len(ref.shape) == 2 and ref.shape[0] < ref.shape[1]
+            for hit in matcher.hits(name):
+                family, wide = hit.rule
+                if is_wide or not wide:
+                    self.found.add(family)
+
+    def _find_kept(self) -> None:
+        """Find what is no weight to compress, whatever it looks like."""
         matcher = NameMatcher(
-            (mark, layout.family) for layout in self.layouts for mark in layout.marks
+            (rule.pattern, rule)
+            for layout in self.layouts
+            if self._holds(layout)
+            for rule in layout.keeps
         )
         for name in self.tensors:
-            if name not in self.dropped:
-                self.found.update(hit.rule for hit in matcher.hits(name))
+            hits = matcher.hits(name) if name not in self.dropped else []
+            if hits:
+                self.kept[name] = hits[0].rule.reason
+                if hits[0].rule.note:
+                    self.notes[hits[0].rule.note] = None
 
     def _cells(self) -> list[Cell]:
         """Put recurrent cells together and take their matrices."""
@@ -182,23 +228,30 @@ class _Recogniser:
         claims = [
             (ref, split_name(ref.name)[0], hits[0])
             for ref in self._plain_matrices()
-            if (hits := matcher.hits(ref.name))
+            if ref.name not in self.doubts and (hits := matcher.hits(ref.name))
         ]
         cells, made = [], []
         gathered = gather_cells(claims)
         for cell, layer in zip(gathered, number_layers(gathered), strict=True):
             try:
-                made += matrices_of(cell, layer)
+                found = matrices_of(cell, layer)
             except LayoutError as error:
+                if cell.rule.suspect:
+                    continue
                 if self.strict:
                     error.path = str(self.root)
                     raise
                 for ref in cell.weights.values():
                     self.unrecognised[ref.name] = f"{error.tensor}: {error.message}"
                 continue
+            if cell.rule.suspect:
+                self.unrecognised |= {matrix.source: cell.rule.suspect for matrix in found}
+                continue
+            made += found
             cells.append(cell)
             self.found.add(family_of[id(cell.rule)])
         self._take(made)
+        self.claimed.update(cell.weights[BIAS].name for cell in cells if BIAS in cell.weights)
         return cells
 
     def _take(self, made: Iterable[GateMatrix]) -> None:
@@ -277,6 +330,8 @@ class _Recogniser:
         matcher: NameMatcher[RecurrentRule] = NameMatcher(
             (rule.pattern, rule) for layout in self.layouts for rule in layout.recurrent
         )
+        for name, why in self.doubts.items():
+            self._suspect(name, why)
         finders = [WordFinder(layout.tokens) for layout in self.layouts if layout.tokens]
         beside = {split_name(name)[0] for name in self.claimed}
         for name, ref in self.tensors.items():
@@ -295,7 +350,7 @@ class _Recogniser:
         ref = self.tensors[name]
         if len(ref.shape) < 2 or ref.dtype not in _FLOATING:
             return
-        if name in self.dropped or name in self.copies:
+        if name in self.dropped or name in self.copies or name in self.kept:
             return
         owner = self.aliases.get(name)
         if owner is None:
@@ -330,7 +385,8 @@ class _Recogniser:
         """Yield the tensors that can be factorized and repeat no other by copying."""
         for name, ref in self.tensors.items():
             factorable = len(ref.shape) == 2 and ref.dtype in FACTORABLE
-            if factorable and name not in self.dropped and name not in self.copies:
+            apart = name in self.dropped or name in self.copies or name in self.kept
+            if factorable and not apart:
                 yield ref
 
     def _holds(self, layout: Layout) -> bool:

@@ -81,7 +81,9 @@ def _plain_row(ref: TensorRef, recognition: Recognition, compressed: set[str]) -
             name=ref.name, action="copy", reason=f"a copy of {winner}, which wins", of=winner,
             shape=ref.shape, **counts,
         )  # fmt: skip
-    if winner is not None:
+    if ref.name in recognition.kept:
+        reason = recognition.kept[ref.name]
+    elif winner is not None:
         reason = f"a copy of {winner}, which stays dense"
     elif ref.dtype not in FACTORABLE:
         reason = f"{ref.dtype}: not a floating weight"

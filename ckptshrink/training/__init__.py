@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptshrink.training.bilm import BiLM, BiLMSizes
+    from ckptshrink.training.bilm_hdf5 import read_bilm, write_bilm
+    from ckptshrink.training.bilm_making import new_bilm
     from ckptshrink.training.making import new_language_model
     from ckptshrink.training.recipe import Recipe
     from ckptshrink.training.regularized import Dropouts, Regularized
@@ -24,8 +26,11 @@ _HOMES = {
     "Report": "trainer",
     "Streams": "streams",
     "Trainable": "trainer",
+    "new_bilm": "bilm_making",
     "new_language_model": "making",
+    "read_bilm": "bilm_hdf5",
     "train": "trainer",
+    "write_bilm": "bilm_hdf5",
 }
 
 __all__ = [
@@ -37,8 +42,11 @@ __all__ = [
     "Report",
     "Streams",
     "Trainable",
+    "new_bilm",
     "new_language_model",
+    "read_bilm",
     "train",
+    "write_bilm",
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptshrink.runtime.bilm import ProjectedLSTM
-from ckptshrink.runtime.character_cnn import CharacterCNN, Highway
+from ckptshrink.runtime.character_cnn import CharacterCNN
 from ckptshrink.runtime.characters import BEGIN, END, MAX_CHARACTERS, CharacterIds
 from ckptshrink.training.recipe import Recipe
 from ckptshrink.training.regularized import locked
@@ -16,7 +16,7 @@ from ckptshrink.training.softmax import IGNORED, cross_entropy
 from ckptshrink.training.streams import Streams, Window
 from ckptshrink.training.trainer import Step
 
-_N_CHARACTERS = 262
+N_CHARACTERS = 262
 """Ids of characters, 0 being padding."""
 
 
@@ -66,7 +66,7 @@ class BiLMSizes:
                 "filters": [list(pair) for pair in self.filters],
                 "n_highway": self.n_highway,
                 "embedding": {"dim": self.char_dim},
-                "n_characters": _N_CHARACTERS,
+                "n_characters": N_CHARACTERS,
                 "max_characters_per_token": MAX_CHARACTERS,
             },
         }
@@ -83,6 +83,12 @@ class BiLM(nn.Module):
     sizes : BiLMSizes
     words : sequence of str
         The vocabulary of the softmax, ``<S>`` and ``</S>`` in it.
+    embedding : CharacterCNN
+        From characters to P.
+    forward_layers, backward_layers : sequence of ProjectedLSTM
+        As many each; none runs in reverse, since the text does.
+    softmax : nn.Linear
+        From P to the words.
     dropout : float
         Between layers, and of the output; one mask for all steps of a window.
 
@@ -93,13 +99,22 @@ class BiLM(nn.Module):
 
     characters: Tensor
 
-    def __init__(self, sizes: BiLMSizes, words: Sequence[str], *, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        sizes: BiLMSizes,
+        words: Sequence[str],
+        embedding: CharacterCNN,
+        forward_layers: Sequence[ProjectedLSTM],
+        backward_layers: Sequence[ProjectedLSTM],
+        softmax: nn.Linear,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         if not {BEGIN, END} <= set(words):
             raise ValueError(f"the vocabulary lacks {BEGIN} or {END}")
-        if sizes.n_filters == sizes.projection_dim or sizes.dim == sizes.projection_dim:
-            # bilm-tf leaves out a projection between equal sizes, and AllenNLP always reads it
-            raise ValueError("filters, cells and projection must differ in number")
+        if softmax.out_features != len(words):
+            raise ValueError(f"a softmax over {softmax.out_features} words, of {len(words)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"a dropout lies in [0, 1), and is {dropout}")
         self.sizes = sizes
@@ -108,12 +123,10 @@ class BiLM(nn.Module):
         ids = CharacterIds()
         table = torch.tensor([ids.word(word) for word in words])  # (V, C)
         self.register_buffer("characters", table, persistent=False)
-        self.embedding = _character_cnn(sizes)
-        self.forward_layers = nn.ModuleList(_lstm(sizes) for _ in range(sizes.n_layers))
-        self.backward_layers = nn.ModuleList(_lstm(sizes) for _ in range(sizes.n_layers))
-        self.softmax = nn.Linear(sizes.projection_dim, len(words))
-        nn.init.normal_(self.softmax.weight, std=sizes.projection_dim**-0.5)
-        nn.init.zeros_(self.softmax.bias)
+        self.embedding = embedding
+        self.forward_layers = nn.ModuleList(forward_layers)
+        self.backward_layers = nn.ModuleList(backward_layers)
+        self.softmax = softmax
 
     def start(self, batch: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return zeros for every layer, the forward ones first; `batch` has both halves."""
@@ -143,29 +156,35 @@ class BiLM(nn.Module):
 
     def step(self, window: Window, state: Any, recipe: Recipe) -> Step:
         """Return the loss of a window, mean of both directions."""
-        nats, count, after = self._nats(window, state)
+        nats, count, after = self._summed(window, state)
         return Step(nats / count, float(nats.detach()), count, after)
 
     @torch.no_grad()
     def score(self, window: Window, state: Any) -> tuple[float, int, Any]:
         """Return the summed loss of a window in nats, its number of targets, and the state."""
-        nats, count, after = self._nats(window, state)
+        nats, count, after = self._summed(window, state)
         return float(nats), count, after
 
-    def score_directions(self, window: Window, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """Return the summed loss (2,) of each direction in nats, targets (2,), and the state."""
-        with torch.no_grad():
-            out, after = self(window.tokens, state)
-            targets = self._targets(window)
-            logits = self.softmax(out).float()
-            each = nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-            ).view_as(targets)
-        nats = torch.stack([half.double().sum() for half in each.chunk(2, dim=1)])
-        counts = torch.stack([(half != IGNORED).sum() for half in targets.chunk(2, dim=1)])
-        return nats, counts, after
+    @torch.no_grad()
+    def nats(self, window: Window, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the loss of each target.
 
-    def _nats(self, window: Window, state: Any) -> tuple[Tensor, int, Any]:
+        Returns
+        -------
+        nats : (T, B), float64
+        counted : (T, B), bool
+            False for a border that always follows the other one, whose loss is not to be counted.
+        state : tuple
+        """
+        out, after = self(window.tokens, state)
+        targets = self._targets(window)
+        logits = self.softmax(out).float()
+        nats = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return nats.view_as(targets).double(), targets != IGNORED, after
+
+    def _summed(self, window: Window, state: Any) -> tuple[Tensor, int, Any]:
         out, after = self(window.tokens, state)
         out = locked(out, self._p())
         targets = self._targets(window)
@@ -216,40 +235,3 @@ def streams_both_ways(text: Tensor, batch: int) -> Streams:
     """
     forward, backward = Streams.of(text, batch), Streams.of(text.flip(0), batch)
     return Streams(torch.cat([forward.tokens, backward.tokens], dim=1))
-
-
-def _lstm(sizes: BiLMSizes) -> ProjectedLSTM:
-    h, p = sizes.dim, sizes.projection_dim
-
-    def drawn(*shape: int) -> Tensor:
-        return nn.init.xavier_uniform_(torch.empty(shape))
-
-    bias = torch.zeros(4 * h)
-    bias[h : 2 * h] = 1.0  # of the forget gate, which the file does not have; see `bilm_hdf5`
-    return ProjectedLSTM(
-        drawn(4 * h, p), drawn(4 * h, p), bias, drawn(p, h),
-        cell_clip=sizes.cell_clip, proj_clip=sizes.proj_clip,
-    )  # fmt: skip
-
-
-def _character_cnn(sizes: BiLMSizes) -> CharacterCNN:
-    f = sizes.n_filters
-    embedding = nn.Embedding(_N_CHARACTERS, sizes.char_dim, padding_idx=0)
-    nn.init.uniform_(embedding.weight[1:], -1.0, 1.0)
-    convolutions = []
-    for width, n in sizes.filters:
-        conv = nn.Conv1d(sizes.char_dim, n, width)
-        nn.init.uniform_(conv.weight, -0.05, 0.05)  # bilm-tf's, for relu
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        convolutions.append(conv)
-    highways = []
-    for _ in range(sizes.n_highway):
-        highway = Highway(nn.Linear(f, f), nn.Linear(f, f))
-        for linear, bias in ((highway.carry, -2.0), (highway.transform, 0.0)):
-            nn.init.normal_(linear.weight, std=f**-0.5)  # type: ignore[arg-type]
-            nn.init.constant_(linear.bias, bias)  # type: ignore[arg-type]
-        highways.append(highway)
-    projection = nn.Linear(f, sizes.projection_dim)
-    nn.init.normal_(projection.weight, std=f**-0.5)
-    nn.init.zeros_(projection.bias)
-    return CharacterCNN(embedding, convolutions, "relu", highways, projection)

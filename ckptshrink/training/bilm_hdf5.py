@@ -1,7 +1,7 @@
 """A trained biLM as the file that bilm-tf dumps and AllenNLP reads, with its options."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,13 +9,18 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from ckptshrink.errors import LayoutError
 from ckptshrink.io.staging import Staging
 from ckptshrink.runtime.bilm import ProjectedLSTM
+from ckptshrink.runtime.character_cnn import CharacterCNN
+from ckptshrink.runtime.elmo import load_elmo
+from ckptshrink.runtime.elmo_options import ElmoOptions, options_path, read_options
 from ckptshrink.runtime.layer import GATES
+from ckptshrink.runtime.opened import Opened
 from ckptshrink.runtime.weights import dense, reordered
-from ckptshrink.training.bilm import BiLM
+from ckptshrink.training.bilm import BiLM, BiLMSizes
 
 TF_GATES: Final = "igfo"
 """Order of the gates in the file: TensorFlow's i, j, f, o, with g for its candidate j."""
@@ -55,6 +60,67 @@ def write_bilm(
         text = json.dumps(model.sizes.options(), indent=1) + "\n"
         staging.create(options.name).write(text.encode())
         staging.commit()
+
+
+def read_bilm(
+    path: Path, words: Sequence[str], softmax: nn.Linear, *, dropout: float = 0.0
+) -> BiLM:
+    """Return the biLM of an ELMo's file or artefact, to be scored or trained further.
+
+    Parameters
+    ----------
+    path : Path
+        As of `load_elmo`. Pairs stay pairs, and are trained as such.
+    words : sequence of str
+        The vocabulary of the softmax.
+    softmax : nn.Linear
+        From P to the words; the file has none.
+
+    Returns
+    -------
+    BiLM
+        In evaluation mode and float32.
+
+    Raises
+    ------
+    LayoutError
+        It has one direction, no skip connections, or reads tokens.
+    CheckpointError, ManifestMismatchError
+        It can't be read.
+    """
+    elmo = load_elmo(path)
+    with Opened(path) as opened:
+        said = read_options(options_path(opened.facts, None))
+    embedding, bilm = elmo.embedder, elmo.bilm
+    if (
+        not isinstance(embedding, CharacterCNN)
+        or bilm.directions != 2
+        or not bilm.skip_connections
+        or said.char_cnn is None
+    ):
+        raise LayoutError("is no biLM on characters of two directions", path=path)
+    forward: Any = list(bilm.forward_layers)
+    backward: Any = list(bilm.backward_layers)
+    for lstm in backward:
+        lstm.reverse = False  # in training the text is reversed
+    sizes = _sizes(said, embedding)
+    return BiLM(sizes, words, embedding, forward, backward, softmax, dropout=dropout).eval()
+
+
+def _sizes(said: ElmoOptions, embedding: CharacterCNN) -> BiLMSizes:
+    lstm, characters = said.lstm, said.char_cnn
+    assert characters is not None  # noqa: S101 - `read_bilm` has refused it
+    first: Any = embedding.embedding
+    return BiLMSizes(
+        lstm.dim,
+        lstm.projection_dim,
+        lstm.n_layers,
+        characters.filters,
+        characters.n_highway or 0,
+        first.embedding_dim,
+        lstm.cell_clip or 0.0,
+        lstm.proj_clip or 0.0,
+    )
 
 
 def datasets(model: BiLM) -> Iterator[tuple[str, Tensor]]:

@@ -262,6 +262,23 @@ def test_a_sweep_makes_the_papers_table_and_goes_on_where_it_was(
     )
 
 
+def test_a_sweep_is_held_against_a_rival(
+    shrink: Shrink, awd: Path, lm: list[object], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    assert shrink("compress", awd, "--target", "Wi,Wh", "--rank", 1, "-o", small).status == 0
+    done = shrink(
+        "eval", awd, *lm, "--sweep", "rank=2", "--target", "Wh", "--rival", f"tiny={small}",
+        "-o", tmp_path / "sweep",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [r["method"] for r in rows if r["metric"] == "ppl"] == ["baseline", "rival tiny", "svd"]
+    alone = shrink("eval", small, *lm).rows
+    assert [r["value"] for r in rows if r["method"] == "rival tiny"] == [r["value"] for r in alone]
+    assert "| tiny | " in (tmp_path / "sweep" / "sweep.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -1,18 +1,26 @@
 """The whole way there and back, for every checkpoint of the fixtures."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from cli_helpers import Shrink
 
+from ckptshrink.io.detect import open_checkpoint
+
 FIXTURES = Path(__file__).resolve().parent.parent.parent / "fixtures"
 
+SUFFIXES = (
+    "*.hdf5", "*.h5", "*.keras", "*.pt", "*.safetensors", "*.index.json", "*.th", "*.tar.gz",
+    "*.bin",
+)  # fmt: skip
 FILES = sorted(
     path.relative_to(FIXTURES).as_posix()
-    for suffix in ("*.hdf5", "*.pt", "*.safetensors", "*.index.json")
+    for suffix in SUFFIXES
     for path in FIXTURES.rglob(suffix)
-    if not path.name.startswith("model-0")  # a shard is no checkpoint of its own
+    if "-of-0" not in path.name  # a shard is no checkpoint of its own
+    and "trained" not in path.parts  # those are large, and of families that are here already
 )
 
 
@@ -20,7 +28,9 @@ def test_there_are_fixtures_of_every_format(shrink: Shrink) -> None:
     paths = [FIXTURES / name for name in FILES]
     listed = json.loads(shrink("inspect", "--json", *paths).out)["checkpoints"]
     formats = {found["format"] for found in listed}
-    assert formats == {"hdf5", "torch-zip", "torch-legacy", "safetensors"}
+    torch_formats = {f"torch-{kind}" for kind in ("zip", "legacy", "tar", "shards")}
+    others = {"torchscript", "hdf5", "keras", "safetensors", "allennlp-archive"}
+    assert formats == torch_formats | others
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -68,3 +78,22 @@ def test_a_checkpoint_without_averages_has_none_to_take(shrink: Shrink, tmp_path
     done = shrink("compress", FIXTURES / "elmo" / "elmo.hdf5", *args)
     assert done.status == 3
     assert "keeps no ASGD averages" in done.err
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("keras/lm")])
+def test_a_dense_keras_file_differs_in_what_was_compressed_alone(
+    name: str, shrink: Shrink, tmp_path: Path
+) -> None:
+    source, out = FIXTURES / name, tmp_path / name.replace("/", "_")
+    made = shrink(
+        "compress", source, "--target", "Wh", "--rank", "2", "--format", "dense", "-o", out
+    )
+    assert made.status == 0, made.err
+    changed = {row["name"] for row in made.rows if row["action"] == "factorize"}
+    assert len(changed) == 3
+    with closing(open_checkpoint(source)) as old, closing(open_checkpoint(out)) as new:
+        assert list(old.checkpoint.tensors) == list(new.checkpoint.tensors)
+        assert old.checkpoint.container == new.checkpoint.container
+        for tensor in old.checkpoint.tensors:
+            same = old.read(tensor).tobytes() == new.read(tensor).tobytes()
+            assert same == (tensor not in changed)

@@ -23,6 +23,7 @@ from ckptshrink.evaluation.downstream.tasks import AllennlpEvaluator
 from ckptshrink.evaluation.evaluator import EVALUATORS, TaskOptions
 from ckptshrink.evaluation.run import evaluate
 from ckptshrink.evaluation.subjects import subject_of
+from ckptshrink.manifest import read_manifest
 from ckptshrink.payload import Compute
 from ckptshrink.planning.request import Request, Size, parse_target
 from ckptshrink.rewrite import compress, restore
@@ -51,6 +52,8 @@ for line in sys.stdin:
     if do == "swap" and request["weight_file"]:
         with open(request["weight_file"], "rb") as file:
             request["sha256"] = hashlib.sha256(file.read()).hexdigest()
+    if do == "open":
+        request["files"] = sorted(os.listdir(request["folder"]))
     note(do=do, **request)
     if do == "score":
         with open(request["examples"], "w") as file:
@@ -128,6 +131,8 @@ def state(fixture: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     for k in range(lstm["n_layers"]):
         name = f"_elmo._elmo_lstm._elmo_lstm.forward_layer_{k}.state_projection.weight"
         found[name] = torch.zeros(p, h)
+        for inner in ("input_linearity", "state_linearity"):
+            found[name.replace("state_projection", inner)] = torch.zeros(4 * h, p)
     return found
 
 
@@ -204,6 +209,43 @@ def test_a_source_and_an_artefact_are_put_into_one_model(
     assert metric.stderr == pytest.approx(0.25)
     assert first.examples is not None
     assert first.examples.ids == ("1", "2", "3", "4")
+
+
+def test_an_artefact_of_the_archive_is_scored_as_the_model_it_restores_to(
+    stage: Stage, elmo: Path, tmp_path: Path
+) -> None:
+    request = Request((parse_target("Wh"),), size=Size(rank=2))
+    small = compress(stage.archive, tmp_path / "small", request, compute=Compute("cpu", 1)).out
+    source, made = subject_of(elmo), subject_of(small)
+    own = subject_of(stage.archive, any_file=True)
+    # the command line says of every baseline that it may be what the archive was trained over
+    with stage.open(settings={"elmo": stage.archive}) as evaluator:
+        scored = [evaluator.score(one) for one in (source, made, own, made)]
+    folders = [Path(one["folder"]) for one in stage.asked("open")]
+    assert folders[0] == folders[2]
+    files = [one["files"] for one in stage.asked("open")]
+    assert files == [["config.json", "vocabulary", "weights.th"]] * 4
+    assert len({*folders}) == 3  # the artefact's, each time anew, and the archive's own
+    totals = read_manifest(small).totals
+    removed = totals.n_params_before - totals.n_params_after
+    whole = N_PARAMS_OF_TASK + N_PARAMS_OF_ELMO
+    assert removed > 0
+    assert [one.n_params for one in scored] == [whole, whole - removed, whole, whole - removed]
+
+
+def test_an_artefact_of_another_archive_is_refused(
+    stage: Stage, elmo: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    members = {"config.json": b"{ }", "weights.th": saved(state(options))}
+    other = packed(tmp_path / "other.tar.gz", members)
+    request = Request((parse_target("Wh"),), size=Size(rank=2))
+    small = compress(other, tmp_path / "small", request, compute=Compute("cpu", 1)).out
+    with stage.open() as evaluator:
+        evaluator.score(subject_of(elmo))
+        for path in (other, small):
+            with pytest.raises(EvaluationInputError, match="of another archive") as caught:
+                evaluator.score(subject_of(path))
+            assert caught.value.path == str(path)
 
 
 def test_the_dense_copy_of_an_artefact_is_gone_when_it_is_scored(
@@ -472,7 +514,7 @@ def test_what_is_no_archive_is_refused_before_anything_is_started(
     refused(stage, tmp_path / "nothing.tar.gz", "can't be unpacked: No such file")
     refused(stage, tmp_path, "can't be unpacked: Is a directory")
     bad.write_bytes(b"not an archive")
-    refused(stage, bad, "is no model.tar.gz of AllenNLP: not a gzip file")
+    refused(stage, bad, "is no model.tar.gz of AllenNLP: it is a tar archive without its end")
     bad.write_bytes(b"")
     refused(stage, bad, "is no model.tar.gz of AllenNLP")
     bad.write_bytes(stage.archive.read_bytes()[:1000])
@@ -510,7 +552,7 @@ def test_what_is_no_plain_file_is_refused(stage: Stage, tmp_path: Path, kind: by
         member = tarfile.TarInfo("weights.th")
         member.type, member.linkname = kind, "/etc/passwd"
         tar.addfile(member)
-    refused(stage, bad, "holds something else than a file: weights.th")
+    refused(stage, bad, "holds a .*, which is not read: weights.th")
 
 
 def test_an_archive_larger_than_the_disk_is_refused(

@@ -202,6 +202,27 @@ def test_metrics_are_those_of_allennlp_evaluate(setup: Setup, tmp_path: Path) ->
                 assert value == pytest.approx(want[name], abs=1e-12), (task, subject.name, name)
 
 
+def test_a_compressed_archive_scores_as_what_it_restores_to(setup: Setup, tmp_path: Path) -> None:
+    archive = setup.archives["sst5"]
+    data = as_read("sst5", setup.files["sst5"]["test"], tmp_path / "sst5")
+    request = Request((parse_target("Wi,Wh"),), size=Size(rank=1))
+    compress(archive, tmp_path / "small", request, compute=Compute("cpu", 1))
+    restored, _ = restore(tmp_path / "small", tmp_path / "restored.tar.gz")
+    evaluator = setup.evaluators["sst5"]
+    scored = evaluator.score(subject_of(tmp_path / "small"))
+    own = evaluator.score(subject_of(archive, any_file=True))
+    assert values(own) == values(setup.scores["sst5", "elmo.hdf5"])
+    assert lines(own) != lines(scored)
+    jobs = json.dumps([[str(restored), str(data), None]])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INDEPENDENT, str(WORKER), jobs],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    assert values(scored) == {"accuracy": pytest.approx(found["accuracy"], abs=1e-12)}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_damaged_elmo_scores_otherwise(setup: Setup, task: str) -> None:
     before, after = (setup.scores[task, name] for name in ("elmo.hdf5", "damaged"))

@@ -25,7 +25,13 @@ from ckptshrink.evaluation.document import examples_beside, read_evaluation
 from ckptshrink.evaluation.efficiency import efficiency
 from ckptshrink.evaluation.grid import Grid, parse_sweep
 from ckptshrink.evaluation.sweep import CELLS, TABLES, sweep
-from ckptshrink.evaluation.sweep_tables import CSV_FIELDS, as_csv, as_markdown
+from ckptshrink.evaluation.sweep_tables import (
+    CSV_FIELDS,
+    LOSES,
+    as_csv,
+    as_markdown,
+    beaten_by,
+)
 from ckptshrink.io.staging import locked_folder
 from ckptshrink.runtime.opened import Opened
 from ckptshrink.runtime.weights import dense
@@ -37,8 +43,9 @@ class Norm:
     data = Data("numbers", "0" * 64, 3)
     environment: dict[str, str] = {"norm": "1"}  # noqa: RUF012 - a stand-in
 
-    def __init__(self, fails: str = "", protocol: str = "plain") -> None:
+    def __init__(self, fails: str = "", protocol: str = "plain", **factors: float) -> None:
         self.scored: list[str] = []
+        self.factors = factors
         self.fails = fails
         self.protocol: dict[str, Any] = {"kind": protocol}
 
@@ -48,7 +55,8 @@ class Norm:
             raise EvaluationError("it crashed", log="first\nlast")
         with Opened(subject.path) as opened:
             weights = [dense(opened.weight(m)).detach() for m in opened.facts.matrices]
-        squares = [float((w.double() ** 2).sum()) for w in weights]
+        factor = self.factors.get(subject.name, 1.0)
+        squares = [factor * float((w.double() ** 2).sum()) for w in weights]
         examples = examples_of([str(i) for i in range(len(squares))], {"square": squares})
         of = Aggregate(score="square")
         value = of.value(squares)
@@ -226,6 +234,55 @@ def test_best_and_average_are_of_the_row(source: Subject, tmp_path: Path) -> Non
     assert [float(v) for v in row[2:4]] == pytest.approx(values, rel=1e-4)
     assert float(row[4]) == pytest.approx(max(values), rel=1e-4)
     assert float(row[5]) == pytest.approx(math.fsum(values) / 2, rel=1e-4)
+
+
+def rival(source: Subject, folder: Path, name: str, ratio: float) -> Subject:
+    """Return a model of another size: the source with its matrices pruned to a share."""
+    compress(
+        source.path, folder / name, Request((Target("Wi"), Target("Wh")), size=Size(ratio=ratio),
+                                            method="prune")
+    )  # fmt: skip
+    return subject_of(folder / name)
+
+
+def test_cells_that_lose_to_a_rival_of_no_more_parameters_are_marked(
+    source: Subject, tmp_path: Path
+) -> None:
+    rivals = [rival(source, tmp_path, "small", 0.2), rival(source, tmp_path, "large", 0.9)]
+    scorer = Norm(small=1.22, large=1.2)
+    record = sweep(source, grid(), "norm", scorer, tmp_path / "out", rivals=rivals).record
+    assert [r.model.name for r in record.rivals] == ["small", "large"]
+    for found, subject in zip(record.rivals, rivals, strict=True):
+        assert found.metrics == scorer.score(subject).metrics
+        assert found.changes[0].difference == pytest.approx(
+            found.metrics[0].number - record.baseline.metrics[0].number
+        )
+    lost = 0
+    for cell in record.cells:
+        value, size = cell.outcome.metrics[0].number, cell.outcome.model.n_params.model
+        assert size is not None
+        expected = [
+            r for r, s in zip(record.rivals, rivals, strict=True)
+            if s.n_params is not None and s.n_params <= size and r.metrics[0].number > value
+        ]  # fmt: skip
+        assert list(beaten_by(cell.outcome, "norm", record.rivals)) == expected
+        lost += bool(expected)
+    assert 0 < lost < len(record.cells)
+    text = as_markdown(record)
+    table = text[: text.index("### E(r)")]
+    assert table.count(f" {LOSES} |") == lost
+    assert f"{LOSES} loses to one of these" in text
+    assert len(list(csv.DictReader(io.StringIO(as_csv(record))))) == 1 + 2 + 8
+
+
+def test_rivals_are_scored_once(source: Subject, tmp_path: Path) -> None:
+    rivals = [rival(source, tmp_path, "small", 0.2)]
+    sweep(source, grid(), "norm", Norm(), tmp_path / "out", rivals=rivals)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in TABLES}
+    again = Norm()
+    sweep(source, grid(), "norm", again, tmp_path / "out", rivals=rivals)
+    assert again.scored == []
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in TABLES} == before
 
 
 def test_a_rank_above_break_even_is_marked(source: Subject, tmp_path: Path) -> None:

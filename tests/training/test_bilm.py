@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from ckptshrink import open_checkpoint, recognise
+from ckptshrink import Request, Size, Target, compress, open_checkpoint, recognise
 from ckptshrink.runtime import load_elmo
-from ckptshrink.training import BiLM, BiLMSizes, Recipe, train
+from ckptshrink.training import (
+    BiLM,
+    BiLMSizes,
+    Recipe,
+    new_bilm,
+    read_bilm,
+    train,
+    write_bilm,
+)
 from ckptshrink.training.bilm import streams_both_ways
-from ckptshrink.training.bilm_hdf5 import write_bilm
 from ckptshrink.training.streams import Window
 
 WORDS = ["<S>", "</S>", "the", "cat", "sat", "mat", "naïve"]
@@ -22,7 +29,7 @@ SIZES = BiLMSizes(24, 6, filters=((1, 4), (3, 8)), n_highway=1)
 
 def model(sizes: BiLMSizes = SIZES, seed: int = 0, dropout: float = 0.0) -> BiLM:
     torch.manual_seed(seed)
-    made = BiLM(sizes, WORDS, dropout=dropout)
+    made = new_bilm(sizes, WORDS, dropout=dropout)
     with torch.no_grad():  # as large as trained weights are, so that the clips act
         for lstm in (*made.forward_layers, *made.backward_layers):
             for parameter in lstm.parameters():
@@ -57,6 +64,28 @@ def test_what_is_written_is_the_elmo_that_was_trained(
     forward, backward = out[1:-1, 0], out.flip(0)[1:-1, 1]
     atol = 1e-5 if dtype == "float32" else 2e-2
     assert torch.allclose(layers[-1], torch.cat([forward, backward], dim=-1), atol=atol)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_file_and_an_artefact_are_scored_as_what_they_hold(
+    tmp_path: Path, rank: int | None
+) -> None:
+    made = model().eval()
+    path = tmp_path / "lm.hdf5"
+    write_bilm(made, path, tmp_path / "options.json")
+    if rank is not None:
+        compress(path, tmp_path / "small", Request((Target("Wh"),), size=Size(rank=rank)))
+        path = tmp_path / "small"
+    read = read_bilm(path, WORDS, made.softmax)
+    assert read.sizes == made.sizes
+    window = next(iter(streams_both_ways(text(), 2).windows(20)))
+    found, counted, _ = read.nats(window, read.start(4))
+    expected, same, _ = made.nats(window, made.start(4))
+    assert torch.equal(counted, same)
+    assert torch.allclose(found, expected, atol=1e-4) is (rank is None)
+    assert found.mean() == pytest.approx(float(expected.mean()), rel=0.2)
+    read.train().step(window, read.start(4), Recipe()).loss.backward()
+    assert all(p.grad is not None for p in read.parameters())
 
 
 def test_the_file_is_laid_out_as_bilm_tf_dumps_it(tmp_path: Path) -> None:
@@ -101,12 +130,13 @@ def test_the_border_that_always_follows_is_no_target() -> None:
     made = model().eval()
     streams = streams_both_ways(text(), 1)
     window = Window(streams.tokens[:-1], streams.tokens[1:], 0)
-    nats, counts, _ = made.score_directions(window, made.start(2))
+    nats, counted, _ = made.nats(window, made.start(2))
     ahead = sum(
         not (a == 1 and b == 0)
         for a, b in zip(window.tokens[:, 0], window.targets[:, 0], strict=True)
     )
-    assert counts.tolist() == [ahead, ahead]
+    assert counted.sum(0).tolist() == [ahead, ahead]
+    assert nats[~counted].tolist() == [0.0] * int((~counted).sum())
     total, count, _ = made.score(window, made.start(2))
     assert count == 2 * ahead
     assert total == pytest.approx(float(nats.sum()), rel=1e-5)
@@ -117,7 +147,7 @@ def test_the_border_that_always_follows_is_no_target() -> None:
         for t in range(len(window.tokens))
         if not (window.tokens[t, 0] == 1 and window.targets[t, 0] == 0)
     )
-    assert float(nats[0]) == pytest.approx(by_hand, rel=1e-5)
+    assert float(nats[:, 0].sum()) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_training_learns_both_directions() -> None:
@@ -127,8 +157,8 @@ def test_training_learns_both_directions() -> None:
     assert reports[-1].valid_ppl < 0.6 * reports[0].valid_ppl
     streams = streams_both_ways(text(seed=2), 1)
     window = Window(streams.tokens[:-1], streams.tokens[1:], 0)
-    nats, counts, _ = made.score_directions(window, made.start(2))
-    assert (nats / counts).max() < math.log(4)
+    nats, counted, _ = made.nats(window, made.start(2))
+    assert (nats.sum(0) / counted.sum(0)).max() < math.log(4)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
@@ -143,9 +173,9 @@ def test_every_parameter_gets_a_gradient() -> None:
 @pytest.mark.parametrize("sizes", [BiLMSizes(6, 6), BiLMSizes(24, 12, filters=((1, 12),))])
 def test_sizes_that_allennlp_can_not_read_are_refused(sizes: BiLMSizes) -> None:
     with pytest.raises(ValueError, match="differ in number"):
-        BiLM(sizes, WORDS)
+        new_bilm(sizes, WORDS)
 
 
 def test_a_vocabulary_without_borders_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks <S>"):
-        BiLM(SIZES, ["a", "b"])
+        new_bilm(SIZES, ["a", "b"])

@@ -1,6 +1,7 @@
 """The n-gram models that a trained one is to beat."""
 
 import importlib.util
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -45,8 +46,23 @@ def test_a_word_that_follows_many_others_is_likelier_than_one_that_follows_often
 
 
 def test_unigrams_are_counts_plus_one() -> None:
-    assert ngrams.unigram_perplexity([0, 0, 1], [1, 0, 1], 3) == pytest.approx(
+    assert ngrams.unigram_perplexity([2, 0, 0, 1], [1, 0, 1], 3) == pytest.approx(
         math.exp(-(math.log(3 / 6) + math.log(2 / 6)) / 2)
+    )
+
+
+def test_what_is_not_counted_costs_nothing() -> None:
+    text, after = [0, 1, 2, 0, 1, 3], (0, 1)  # 1 always follows 0
+    seen = [(b, w) for b, w in itertools.pairwise(text) if (b, w) != after]
+
+    def counted(before: int, word: int) -> bool:
+        return (before, word) != after
+
+    model = ngrams.KneserNey(text, 4, 2)
+    nats = [-math.log(model.probability((b,), w)) for b, w in seen]
+    assert model.perplexity(text, counted) == pytest.approx(math.exp(math.fsum(nats) / len(seen)))
+    assert ngrams.unigram_perplexity(text, text, 4, counted) == pytest.approx(
+        math.exp(-math.log(2 / 7))  # 2, 0 and 3 once each, of three and four words
     )
 
 

@@ -9,29 +9,29 @@ from ckptshrink.errors import LayoutError
 from ckptshrink.layouts import recognise
 from ckptshrink.layouts.files import load_layouts, parse_layout
 
-KERAS = b"""
-family = "keras"
+THEIRS = b"""
+family = "theirs"
 priority = 45
-about = "Keras 2 LSTMs"
+about = "LSTMs of their own names"
 
 [[cells]]
 scope = '[^/]*lstm[^/]*/lstm_cell'
-leaf = '(?P<part>kernel|recurrent_kernel):0'
-parts = { kernel = "Wi", recurrent_kernel = "Wh" }
+leaf = '(?P<part>kernel|recurrent):1'
+parts = { kernel = "Wi", recurrent = "Wh" }
 kinds = [{ cell = "lstm", gates = "ifco" }]
 transposed = true
 """
 
 
 def test_layouts_of_the_user(tmp_path: Path) -> None:
-    (tmp_path / "keras.toml").write_bytes(KERAS)
+    (tmp_path / "theirs.toml").write_bytes(THEIRS)
     layouts = load_layouts(tmp_path)
     shapes: Shapes = {
-        "lstm/lstm_cell/kernel:0": (3, 16),
-        "lstm/lstm_cell/recurrent_kernel:0": (4, 16),
+        "lstm/lstm_cell/kernel:1": (3, 16),
+        "lstm/lstm_cell/recurrent:1": (4, 16),
     }
     found = recognise(index_of(shapes), layouts)
-    assert found.family == "keras"
+    assert found.family == "theirs"
     assert [(m.role, m.shape, m.layout.gates, m.layout.axis) for m in found.matrices] == [
         ("Wi", (3, 16), "ifco", 1),
         ("Wh", (4, 16), "ifco", 1),
@@ -41,7 +41,7 @@ def test_layouts_of_the_user(tmp_path: Path) -> None:
 
 
 def test_a_family_is_not_defined_twice(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_bytes(KERAS.replace(b'"keras"', b'"elmo"'))
+    (tmp_path / "mine.toml").write_bytes(THEIRS.replace(b'"theirs"', b'"elmo"'))
     with pytest.raises(LayoutError, match="'elmo' is defined already") as caught:
         load_layouts(tmp_path)
     assert caught.value.path == str(tmp_path / "mine.toml")
@@ -58,18 +58,18 @@ def test_a_family_is_not_defined_twice(tmp_path: Path) -> None:
         (b"transposed = true", b"transposed = true\nrows = 4", "cells[0]: unknown key 'rows'"),
         (b"transposed = true", b'transposed = "yes"', "'transposed' must be of type bool"),
         (b"(?P<part>kernel|", b"(?P<part>kernel|(", "doesn't compile"),
-        (b"?P<part>", b"?P<gate>", "unknown group 'gate'"),
+        (b"?P<part>", b"?P<door>", "unknown group 'door'"),
         (b'"Wh"', b'"W"', "must be one of"),
         (b'"ifco"', b'"iffo"', "a gate is named twice"),
         (b'kinds = [{ cell = "lstm", gates = "ifco" }]', b"", "parts and kinds"),
         (b'kinds = [{ cell = "lstm", gates = "ifco" }]', b"kinds = 4", "must hold tables"),
         (b"[[cells]]", b"[[cells", "no TOML"),
-        (b"Keras", b"\xff", "no TOML"),
+        (b"LSTMs", b"\xff", "no TOML"),
     ],
 )
 def test_faults_of_layout_files_are_named(old: bytes, new: bytes, message: str) -> None:
-    assert old in KERAS
+    assert old in THEIRS
     with pytest.raises(LayoutError) as caught:
-        parse_layout(KERAS.replace(old, new), "mine.toml")
+        parse_layout(THEIRS.replace(old, new), "mine.toml")
     assert message in caught.value.message
     assert caught.value.path == "mine.toml"

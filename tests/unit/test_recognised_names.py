@@ -22,11 +22,10 @@ LOOKS_RECURRENT = [
     "params.OptimizedLSTMCell_0.ii.kernel",
     "GRUCell_0/hn/kernel",
     "lstm/linear/w",
-    "encoder.forward_layer_0.input_linearity.weight",
-    "elmo.backward_layer_1.state_linearity.weight",
-    "elmo.backward_layer_1.state_projection.weight",
+    "encoder.forward_layer_0.input_linearity.0.weight",
+    "elmo.backward_layer_1.state_linearity.weight.U",
+    "elmo.backward_layer_1.state_projection.kernel",
     "model/lstm_0/lstm_cell/kernel",
-    "model/lstm_0/lstm_cell/projection/kernel",
     "model/lstm_1/flstm_cell/second_gemm/kernel",
     "model/lstm_1/glstm_cell/group0/kernel",
     "RNN_0/RNN/LSTMCell/W_F",
@@ -70,7 +69,7 @@ HARMLESS = [
 @pytest.mark.parametrize("name", LOOKS_RECURRENT)
 @pytest.mark.parametrize("shape", [(8, 8), (2, 3, 4)])
 def test_recurrent_looking_names_are_seen(name: str, shape: tuple[int, ...]) -> None:
-    recognition = recognise(index_of({"fc.weight": (3, 3), name: shape}))
+    recognition = recognise(index_of({"fc.weight": (3, 3), name: shape}), strict=False)
     assert [n for n, _ in recognition.unrecognised] == [name]
     assert all(why for _, why in recognition.unrecognised)
     assert [m.source for m in recognition.matrices] == ["fc.weight"]

@@ -31,6 +31,10 @@ def torch_models() -> types.ModuleType:
 def load(path: Path) -> Any:
     """Load a checkpoint of the fixtures by torch, with the stand-in classes in place."""
     models = torch_models()
+    if path.name.endswith(".script.pt"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            return torch.jit.load(path)  # type: ignore[no-untyped-call]
     is_example = path.name.startswith("word_language_model")
     others = {"RNNModel": models.WordLanguageModel} if is_example else {}
     with models.published(**others):
@@ -46,6 +50,8 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 def tensors_of(saved: Any) -> dict[str, Tensor]:
     """Return the tensors of a loaded fixture under the names that the reader should give them."""
+    if isinstance(saved, torch.jit.ScriptModule):
+        return {**saved.state_dict(), "scale": saved.scale}
     if isinstance(saved, nn.Module):
         return _module(saved, "")
     if isinstance(saved, list):
@@ -57,7 +63,16 @@ def tensors_of(saved: Any) -> dict[str, Tensor]:
             found |= {f"{prefix}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
         return found
     if "model" in saved:
-        return {**saved["model"], "opt.state.0.exp_avg": saved["opt"]["state"][0]["exp_avg"]}
+        states = saved["opt"]["state"]
+        numbered = states.items() if isinstance(states, dict) else enumerate(states)
+        slots = {f"opt.state.{i}.{k}": v for i, state in numbered for k, v in state.items()}
+        return saved["model"] | {k: v for k, v in slots.items() if isinstance(v, Tensor)}
+    if "state_dict" in saved:
+        ((callback, noted),) = saved["callbacks"].items()
+        ((i, slots),) = saved["optimizer_states"][0]["state"].items()
+        slots = {f"optimizer_states.0.state.{i}.{k}": v for k, v in slots.items()}
+        score = {f"callbacks.{callback}.best_model_score": noted["best_model_score"]}
+        return saved["state_dict"] | score | slots
     return dict(saved)
 
 

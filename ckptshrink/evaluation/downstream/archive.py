@@ -4,28 +4,23 @@ An archive is a program: its configuration names the classes that are built. Sco
 origin you trust.
 """
 
-import gzip
-import io
 import json
 import re
 import shutil
-import tarfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from ckptshrink.digest import CHUNK, file_sha256
-from ckptshrink.errors import CheckpointError, EvaluationInputError, printable
+from ckptshrink.digest import file_sha256
+from ckptshrink.errors import CheckpointError, EvaluationInputError, UnsafeCheckpointError
 from ckptshrink.io.detect import open_checkpoint
 from ckptshrink.io.staging import Staging
+from ckptshrink.io.tar_file import TarIndex
+from ckptshrink.io.tar_writer import TarWriter
 
 CONFIG: Final = "config.json"
 _WEIGHTS: Final = "weights.th"
-
-_LEVEL: Final = 1
-"""Of gzip: trained weights hardly pack, and level 9 takes minutes for a full-size ELMo."""
 
 
 def unpack(archive: Path, folder: Path) -> str:
@@ -37,25 +32,22 @@ def unpack(archive: Path, folder: Path) -> str:
         It is no archive of AllenNLP, holds something else than plain files below its root, or more
         than the disk has room for.
     """
-    free = shutil.disk_usage(folder).free
     try:
         sha256 = file_sha256(archive)
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in _members(tar, archive):
-                free -= member.size
-                if free < 0:
-                    raise EvaluationInputError(
-                        "holds more than there is room for", path=archive, hint=f"df -h {folder}"
-                    )
+        with closing(TarIndex(archive)) as index:
+            _check_room(index, folder)
+            for member in index.members.values():
                 target = folder.joinpath(*PurePosixPath(member.name).parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                source = tar.extractfile(member)
-                if source is not None:
-                    with source, target.open("xb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                if not member.is_folder:
+                    with closing(index.open(member)) as source, target.open("xb") as file:
+                        for chunk in source.chunks(0, source.size):
+                            file.write(chunk)
+    except UnsafeCheckpointError as error:
+        raise EvaluationInputError(error.message, path=archive, hint=error.hint) from error
+    except CheckpointError as error:
         raise EvaluationInputError(
-            f"is no model.tar.gz of AllenNLP: {printable(str(error))}", path=archive
+            f"is no model.tar.gz of AllenNLP: it {error.message}", path=archive, hint=error.hint
         ) from error
     except OSError as error:
         raise EvaluationInputError(
@@ -67,21 +59,11 @@ def unpack(archive: Path, folder: Path) -> str:
     return sha256
 
 
-def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive, whose names lie below its root."""
-    for member in tar:
-        parts = PurePosixPath(member.name).parts
-        if member.isdir():
-            continue
-        if not parts or member.name.startswith("/") or ".." in parts or "\0" in member.name:
-            raise EvaluationInputError(
-                f"holds a file that would lie outside: {printable(member.name)[:80]}", path=archive
-            )
-        if not member.isreg():
-            raise EvaluationInputError(
-                f"holds something else than a file: {printable(member.name)[:80]}", path=archive
-            )
-        yield member
+def _check_room(index: TarIndex, folder: Path) -> None:
+    if sum(member.nbytes for member in index.members.values()) > shutil.disk_usage(folder).free:
+        raise EvaluationInputError(
+            "holds more than there is room for", path=index.path, hint=f"df -h {folder}"
+        )
 
 
 def elmo_sizes(unpacked: Path, archive: Path) -> tuple[dict[str, int], ...]:
@@ -154,25 +136,22 @@ def write_archive(made: Path, target: Path, names: Mapping[str, str]) -> None:
     OutputError
         It exists already, or can't be written.
     """
-    with Staging(target, single=True) as staging, tarfile.open(made, "r:gz") as tar:
-        file = staging.create(staging.target.name)
-        # no name and no time in the header of gzip, no owner and no time in those of tar
-        with (
-            gzip.GzipFile("", "wb", _LEVEL, cast("io.BufferedWriter", file), mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as out,
-        ):
-            for member in tar:  # AllenNLP sorts them
-                source = tar.extractfile(member) if member.isreg() else None
-                if source is None:
-                    continue
-                entry = tarfile.TarInfo(member.name)
+    with (
+        Staging(target, single=True) as staging,
+        closing(TarIndex(made)) as index,
+    ):
+        archive = TarWriter(staging.create(staging.target.name), is_packed=True)
+        for member in index.members.values():  # AllenNLP sorts them
+            if member.is_folder:
+                continue
+            with closing(index.open(member)) as source:
                 if member.name == CONFIG:
-                    text = json.dumps(_renamed(json.load(source), names), indent=2).encode()
-                    entry.size = len(text)
-                    out.addfile(entry, io.BytesIO(text))
+                    config = json.loads(source.read(0, source.size).tobytes())
+                    text = json.dumps(_renamed(config, names), indent=2).encode()
+                    archive.add(member.name, len(text), [text])
                 else:
-                    entry.size = member.size
-                    out.addfile(entry, source)
+                    archive.add(member.name, source.size, source.chunks(0, source.size))
+        archive.close()
         staging.commit()
 
 

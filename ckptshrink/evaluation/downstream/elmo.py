@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptshrink.errors import EvaluationInputError
 from ckptshrink.evaluation.subjects import Subject
+from ckptshrink.io.archive_file import FORMAT as ARCHIVE
 from ckptshrink.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -91,6 +92,12 @@ def _from_source(subject: Subject) -> DenseElmo:
 
 
 def _check_is_elmo(path: Path, form: str, family: str) -> None:
+    if form == ARCHIVE:
+        raise EvaluationInputError(
+            "is of another archive than the one that the task is scored with",
+            path=path,
+            hint="--archive names the archive itself, or the one that the artefact was made of",
+        )
     if form != "hdf5" or family != "elmo":
         raise EvaluationInputError(
             f"is no ELMo in HDF5, but {form} ({family})",

@@ -117,6 +117,7 @@ class Session:
         self._way = way
         self._folder = folder
         self._counts: Counts | None = None
+        self._loaded: Path | None = None
         self._worker = Worker(way.python, folder, threads=way.threads)
         try:
             self.about = self._worker.about
@@ -134,16 +135,18 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether the model is loaded, and can be given an ELMo."""
-        return self._counts is not None and self._worker.alive
+        """Whether the archive's model is loaded, and can be given an ELMo."""
+        return self._loaded == self._unpacked and self._worker.alive
 
-    def open(self, options: Path, weights: Path) -> None:
-        """Load the archive.
+    def open(self, options: Path, weights: Path, unpacked: Path | None = None) -> None:
+        """Load the archive, or one that is put in its place until it is loaded again.
 
         Parameters
         ----------
         options, weights : Path
             Of any ELMo of its sizes: AllenNLP reads them before it reads the archive's weights.
+        unpacked : Path, optional
+            The folder of an archive that has the same configuration and vocabulary.
 
         Raises
         ------
@@ -152,6 +155,7 @@ class Session:
         EvaluationError
             The worker failed.
         """
+        self._loaded = None
         if not self._worker.alive:
             self._worker.kill()
             self._worker = Worker(self._way.python, self._folder, threads=self._way.threads)
@@ -159,7 +163,7 @@ class Session:
             found = self._worker.ask(
                 "open",
                 timeout=_LOAD_SECONDS,
-                folder=str(self._unpacked),
+                folder=str(unpacked or self._unpacked),
                 overrides=self._way.overrides,
                 options_file=str(options),
                 weight_file=str(weights),
@@ -168,6 +172,7 @@ class Session:
                 seed=self._way.seed,
                 device=self._way.device,
             )
+        self._loaded = unpacked or self._unpacked
         self._counts = Counts(found["n_params"], found["n_params_elmo"], found["n_elmos"])
 
     def put(self, elmo: DenseElmo | None) -> Differences:

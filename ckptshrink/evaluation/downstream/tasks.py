@@ -31,6 +31,7 @@ from ckptshrink.evaluation.evaluator import Data, Evaluator, Scores, TaskOptions
 from ckptshrink.evaluation.subjects import Subject
 from ckptshrink.evaluation.task_options import data_of
 from ckptshrink.io.staging import check_target
+from ckptshrink.manifest import read_manifest
 from ckptshrink.runtime.elmo_options import ElmoOptions, read_options
 
 
@@ -136,6 +137,8 @@ class AllennlpEvaluator:
             unpacked = self._folder / "archive"
             unpacked.mkdir()
             self._sha256 = unpack(settings.archive, unpacked)
+            if self._origin is not None and self._is_own(self._origin):
+                self._origin = None  # a baseline, and not what the archive was trained over
             self._sizes = elmo_sizes(unpacked, settings.archive)
             self._session = Session(settings.archive, unpacked, settings.data, way, self._folder)
             opened.callback(self._session.close)
@@ -182,6 +185,8 @@ class AllennlpEvaluator:
     def score(self, subject: Subject) -> Scores:
         """Score an ELMo within the model; the archive itself stands for its own ELMo.
 
+        An artefact made of the archive is scored as the model that it restores to.
+
         Raises
         ------
         EvaluationError
@@ -210,12 +215,11 @@ class AllennlpEvaluator:
             left_out = n_known - len(examples)
             said = f"{left_out:,} of {n_known:,} examples are not scored: the archive's reader "
             notes = (*notes, f"{said}leaves them out, or they have no answer")
-        own = subject.kind == "file"
         once, self._notes = self._notes, []  # of the run, told with its first model
         return Scores(
             metrics=metrics,
             examples=examples,
-            n_params=self._session.counts.with_elmo(None if own else subject.n_params),
+            n_params=self._n_params(subject),
             notes=(*once, *notes),
         )
 
@@ -240,8 +244,10 @@ class AllennlpEvaluator:
         """Put an ELMo into the model, checked; return notes on it."""
         with TemporaryDirectory(dir=self._folder) as name:
             folder = Path(name)
-            own = subject.kind == "file" and subject.sha256 == self._sha256
-            elmo = None if own else self._dense(subject, folder)
+            if self._is_made_of_own(subject):
+                self._open_artefact(subject, folder)
+                return ()
+            elmo = None if self._is_own(subject) else self._dense(subject, folder)
             if not self._session.is_open:
                 self._session.open(*self._files(elmo, folder))
             origin = self._origin
@@ -252,6 +258,34 @@ class AllennlpEvaluator:
                 self._session.put(None)
                 return ()
             return self._put_dense(elmo, is_origin=is_origin)
+
+    def _is_own(self, subject: Subject) -> bool:
+        """Tell whether a model is the archive itself."""
+        return subject.kind != "artefact" and subject.sha256 == self._sha256
+
+    def _is_made_of_own(self, subject: Subject) -> bool:
+        """Tell whether a model is an artefact of the archive: its configuration and vocabulary."""
+        return subject.kind == "artefact" and subject.source_sha256 == self._sha256
+
+    def _open_artefact(self, subject: Subject, folder: Path) -> None:
+        """Load an artefact of the archive in its place."""
+        from ckptshrink.rewrite import restore
+
+        restored, _ = restore(subject.path, folder / "model.tar.gz")
+        unpacked = folder / "restored"
+        unpacked.mkdir()
+        unpack(restored, unpacked)
+        restored.unlink()
+        self._session.open(*self._files(None, folder), unpacked)
+        self._session.put(None)
+
+    def _n_params(self, subject: Subject) -> int:
+        """Return the parameters of the model that was scored."""
+        counts = self._session.counts
+        if self._is_made_of_own(subject):
+            totals = read_manifest(subject.path).totals
+            return counts.n_params - totals.n_params_before + totals.n_params_after
+        return counts.with_elmo(None if self._is_own(subject) else subject.n_params)
 
     def _put_dense(self, elmo: DenseElmo, *, is_origin: bool) -> tuple[str, ...]:
         found = self._session.put(elmo)
