@@ -166,8 +166,8 @@ class PartFolder:
         OSError
             Something can't be put back; it is kept.
         """
-        if not self._old.is_dir() or not os.path.lexists(self.new / self.target.name):
-            return True  # no commit by steps had begun, or its last step was done
+        if not self._cut_short():
+            return True
         clear = True
         for old in sorted(self._old.iterdir()):
             place, new = self.target.parent / old.name, self.new / old.name
@@ -204,9 +204,14 @@ class PartFolder:
             with suppress(OSError):
                 os.close(lock)
 
+    def _cut_short(self) -> bool:
+        """Return whether a commit by steps had begun, and its last step was not done."""
+        ready = self.new / self.target.name
+        return self._old.is_dir() and os.path.lexists(ready) and not _same(ready, self.target)
+
     def put_back(self) -> tuple[str, ...]:
         """Return the names that `settle` would put back."""
-        if not self._old.is_dir() or not os.path.lexists(self.new / self.target.name):
+        if not self._cut_short():
             return ()
         return tuple(sorted(old.name for old in self._old.iterdir()))
 

@@ -32,7 +32,8 @@ def rename_new(one: Path, other: Path) -> None:
     if not one.is_dir():
         with suppress_unlinkable():
             other.hardlink_to(one)  # fails where the name is taken, in one step too
-            one.unlink()
+            with suppress(OSError):
+                one.unlink()  # both names are one file, and the first is as good as removed
             return
     if os.path.lexists(other):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(other))

@@ -126,7 +126,8 @@ class Staging:
         """
         if not self.single or relpath == self.target.name:
             raise ValueError(relpath)
-        return self._place(relpath)
+        path, _ = self._place(relpath)
+        return path
 
     @contextmanager
     def scratch(self) -> Iterator[IO[bytes]]:
@@ -137,7 +138,7 @@ class Staging:
         OutputError
             A write failed.
         """
-        with os_errors(self.target), tempfile.TemporaryFile(dir=self._part) as file:
+        with os_errors(self.target), tempfile.TemporaryFile(dir=self._made().path) as file:
             yield file
 
     def finish(self) -> tuple[StagedRecord, ...]:
