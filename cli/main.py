@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, str]] = {
     "eval": "Score models on a task, alone, beside a baseline, or in a sweep.",
     "gate": "Decide whether a smaller model is good enough beside its baseline.",
     "bench": "Measure how much faster a model runs as it is stored than dense.",
+    "clean": "Remove what killed runs left behind.",
     "completion": "Print the script that completes commands in a shell.",
 }
 """Each command and its help in one line, so that the list of them imports none of them."""

@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 from ckptshrink.io import renames
+from ckptshrink.io.part_folder import PartFolder, part_folders
 
 CHANGING = (
     "write", "fsync", "open", "close", "mkdir", "rename", "replace", "link", "unlink", "rmdir",
 )  # fmt: skip
 
 Tree = dict[str, bytes]
+
+Write = Callable[[Path, bytes], None]
+"""Write some target in a folder, over what is there, with contents made from a text."""
 
 
 class Killed(BaseException):
@@ -119,4 +123,28 @@ def numbered(most: int = 500) -> Iterator[int]:
     raise AssertionError("the faults never ended")
 
 
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+def half_done(parent: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> Path:
+    """Leave what a kill between the two renames of an overwrite of ``out`` leaves.
+
+    Returns
+    -------
+    Path
+        The part folder, in which the old one is.
+    """
+    write(parent, b"old")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == parent / "out":
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(renames, "_rename", lambda one, other, flag: False)
+        patch.setattr(Path, "rename", killed)
+        patch.setattr(PartFolder, "discard", PartFolder.release)
+        with pytest.raises(Killed):
+            write(parent, b"new")
+    (part,) = part_folders(parent)
+    assert not (parent / "out").exists()
+    return part

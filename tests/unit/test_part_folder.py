@@ -2,19 +2,16 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import Killed, faults, numbered, tree, visible
+from faults import Killed, Write, faults, half_done, numbered, tree, visible
 
 from ckptshrink.errors import OutputError
 from ckptshrink.io import part_folder, renames
 from ckptshrink.io.part_folder import LOCK, PartFolder, part_folders
 from ckptshrink.io.staged_file import os_errors
 from ckptshrink.io.staging import Staging, check_target
-
-Write = Callable[[Path, bytes], None]
 
 
 def write_folder(parent: Path, text: bytes) -> None:
@@ -139,31 +136,10 @@ def test_a_run_that_ends_between_two_renames_puts_the_old_one_back(
     assert tree(tmp_path) == old
 
 
-def half_done(parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Leave what a kill between the two renames leaves; return the part folder."""
-    write_folder(parent, b"old")
-    rename = Path.rename
-
-    def killed(self: Path, target: Path) -> Path:
-        if target == parent / "out":
-            raise Killed
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(renames, "_rename", lambda one, other, flag: False)
-        patch.setattr(Path, "rename", killed)
-        patch.setattr(PartFolder, "discard", PartFolder.release)
-        with pytest.raises(Killed):
-            write_folder(parent, b"new")
-    (part,) = part_folders(parent)
-    assert not (parent / "out").exists()
-    return part
-
-
 def test_a_target_that_was_set_aside_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half_done(tmp_path, monkeypatch)
+    half_done(tmp_path, monkeypatch, write_folder)
     with pytest.raises(OutputError, match="set it aside") as error:
         check_target(tmp_path / "out", overwrite=False)
     assert error.value.hint == f"ckptshrink clean {tmp_path} puts it back"
@@ -175,7 +151,7 @@ def test_a_target_that_was_set_aside_exists(
 def test_what_appeared_in_the_place_of_the_old_one_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = half_done(tmp_path, monkeypatch)
+    part = half_done(tmp_path, monkeypatch, write_folder)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_bytes(b"by hand")
     before = tree(tmp_path)
