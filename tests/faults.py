@@ -123,6 +123,13 @@ def numbered(most: int = 500) -> Iterator[int]:
     raise AssertionError("the faults never ended")
 
 
+def made(target: Path) -> PartFolder:
+    """Make the part folder of a run to a folder, as it is before anything is written."""
+    part = PartFolder.named(target)
+    assert part.make(folder=True)
+    return part
+
+
 def half_done(parent: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> Path:
     """Leave what a kill between the two renames of an overwrite of ``out`` leaves.
 

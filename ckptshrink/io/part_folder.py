@@ -36,7 +36,6 @@ from ckptshrink.io.renames import (
 
 LOCK: Final = "ckptshrink.lock"
 _NAME: Final = re.compile(r"\.(?P<target>.+)\.part-[0-9a-f]{12}", re.DOTALL)
-_TRIES: Final = 100
 
 _NO_LOCKS: Final = NO_SUCH_CALL | {errno.ENOLCK, errno.EBADF}
 """What file systems without flock(2) say. A run goes on without; no sweep can take its folder."""
@@ -64,33 +63,44 @@ class PartFolder:
         self.new = path / "new"
         self._old = path / "old"
         self._lock = lock
+        self._is_ours = True
 
     @classmethod
-    def make(cls, target: Path, *, folder: bool) -> "PartFolder":
-        """Make the part folder of a run, locked; the target in it too if that is a folder.
+    def named(cls, target: Path) -> "PartFolder":
+        """Return a part folder that is yet to be made."""
+        return cls(target.parent / f".{target.name}.part-{secrets.token_hex(6)}")
+
+    def make(self, *, folder: bool) -> bool:
+        """Make and lock it; the target in it too if that is a folder.
+
+        Returns
+        -------
+        bool
+            False if a sweep by another run took it for an orphan before it was locked, or its
+            name is taken: then another one is to be made.
 
         Raises
         ------
         OSError
-            It can't be made; nothing was left behind.
+            It can't be made. What there is of it is the caller's to `discard`, as it is after
+            every other exception: a signal can come in between any two calls.
         """
-        for _ in range(_TRIES):
-            part = cls(target.parent / f".{target.name}.part-{secrets.token_hex(6)}")
-            part.path.mkdir()
-            try:
-                part._lock = _made_lock(part.path / LOCK)
-                part.new.mkdir()
-                if folder:
-                    (part.new / target.name).mkdir()
-            except (FileNotFoundError, BlockingIOError):
-                # a sweep by another run took it for an orphan before it was locked
-                part.discard()
-            except BaseException:  # a signal that comes in between too
-                part.discard()
+        try:
+            self.path.mkdir()
+        except FileExistsError:  # one name in 2**48, and somebody else's
+            self._is_ours = False
+            return False
+        try:
+            self._lock = _made_lock(self.path / LOCK)
+            self.new.mkdir()
+        except (FileNotFoundError, BlockingIOError):
+            self.release()
+            if not self.path.parent.is_dir():
                 raise
-            else:
-                return part
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))
+            return False
+        if folder:
+            (self.new / self.target.name).mkdir()
+        return True
 
     @classmethod
     def claim(cls, path: Path) -> "PartFolder":
@@ -190,12 +200,19 @@ class PartFolder:
         What can't be removed now stays an orphan, for the next run to sweep.
         """
         try:
-            with suppress(OSError):
-                if self.settle():
-                    _remove(self.path)
+            try:
+                self._clear()
+            except BaseException:  # a signal: it still ends the run, after this
+                self._clear()
+                raise
             return not os.path.lexists(self.path)
         finally:
             self.release()
+
+    def _clear(self) -> None:
+        with suppress(OSError):
+            if self._is_ours and self.settle():
+                _remove(self.path)
 
     def release(self) -> None:
         """Free the lock and leave the folder as it is."""

@@ -26,6 +26,9 @@ from ckptshrink.io.staged_file import StagedFile, StagedRecord, os_errors
 MANIFEST: Final = "manifest.json"
 """The file that makes a folder an artefact."""
 
+_TRIES: Final = 100
+"""Part folders that are made, should sweeps by other runs come between their making and lock."""
+
 
 class Staging:
     """A part folder beside the target; `commit` renames it, or its one file, to the target.
@@ -84,9 +87,18 @@ class Staging:
 
     def __enter__(self) -> "Staging":
         """Make and lock the part folder, and return the staging."""
-        with os_errors(self.target):
-            self._part = PartFolder.make(self.target, folder=not self.single)
-        return self
+        for _ in range(_TRIES):
+            self._part = PartFolder.named(self.target)
+            try:
+                with os_errors(self.target):
+                    made = self._part.make(folder=not self.single)
+            except BaseException:  # a signal that comes in between too
+                self._part.discard()
+                raise
+            if made:
+                return self
+            self._part.discard()
+        raise OutputError("other runs remove what is made beside it", path=self.target)
 
     def __exit__(
         self,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import Shrink
-from faults import half_done, tree
+from faults import half_done, made, tree
 
-from ckptshrink.io.part_folder import LOCK, PartFolder
+from ckptshrink.io.part_folder import LOCK
 from ckptshrink.io.staging import Staging
 
 
@@ -23,7 +23,7 @@ def write_folder(parent: Path, text: bytes) -> None:
 
 def orphan(parent: Path, name: str = "out", data: bytes = b"x" * 100) -> Path:
     """Leave what a kill while writing leaves."""
-    part = PartFolder.make(parent / name, folder=True)
+    part = made(parent / name)
     (part.new / name / "model").write_bytes(data)
     part.release()
     return part.path

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from faults import Killed, Write, faults, half_done, numbered, tree, visible
+from faults import Killed, Write, faults, half_done, made, numbered, tree, visible
 
 from ckptshrink.errors import OutputError
 from ckptshrink.io import part_folder, renames
@@ -187,7 +187,7 @@ def test_what_is_not_ours_is_never_swept(tmp_path: Path) -> None:
 def test_a_link_inside_an_orphan_is_removed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "one.tex").write_text("years of work")
-    part = PartFolder.make(tmp_path / "out", folder=True)
+    part = made(tmp_path / "out")
     (part.new / "link").symlink_to(tmp_path / "thesis")
     part.release()
     write_folder(tmp_path, b"new")
@@ -212,6 +212,40 @@ def test_a_sweep_that_comes_before_the_lock_costs_another_name(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_name_that_is_taken_is_not_ours_to_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["0" * 12, "1" * 12])
+    monkeypatch.setattr(part_folder.secrets, "token_hex", lambda nbytes: next(names))
+    taken = tmp_path / f".out.part-{'0' * 12}"
+    taken.mkdir()
+    (taken / "notes").write_text("mine")
+    with Staging(tmp_path / "out") as staging:
+        staging.create("model").write(b"x")
+        staging.commit()
+    assert tree(tmp_path) == {f"{taken.name}/notes": b"mine", "out/model": b"x"}
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_a_signal_that_comes_while_cleaning_up_ends_the_run_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+) -> None:
+    remove, left = part_folder._remove, [signals]
+
+    def interrupted(folder: Path) -> None:
+        if left[0] > 0:
+            left[0] -= 2
+            raise KeyboardInterrupt
+        remove(folder)
+
+    monkeypatch.setattr(part_folder, "_remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, b"new")
+    monkeypatch.undo()
+    write_folder(tmp_path, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
 def test_a_file_system_without_locks_is_written_to_and_never_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
@@ -220,7 +254,7 @@ def test_a_file_system_without_locks_is_written_to_and_never_swept(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(part_folder.fcntl, "flock", none)
-    living = PartFolder.make(tmp_path / "out", folder=True)
+    living = made(tmp_path / "out")
     write_folder(tmp_path, b"new")
     assert [living.path] == list(part_folders(tmp_path))
     assert (tmp_path / "out" / "manifest.json").read_bytes() == b"new"
