@@ -84,10 +84,7 @@ def say(*lines: str) -> None:
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
     except OSError:
-        try:
-            sys.stderr.flush()  # what was refused is still in the buffer: a fault may be over
-        except OSError:
-            _drop_rest(sys.stderr)
+        _drop_rest(sys.stderr)
 
 
 def _drop_rest(stream: TextIO) -> None:
