@@ -91,6 +91,8 @@ def _become(
         entry()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0
+    except KeyboardInterrupt:  # before the program listens, or after: Python ends with this status
+        status = 130
     finally:
         os._exit(status)
 
