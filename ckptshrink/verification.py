@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import CkptshrinkError, ManifestMismatchError
@@ -82,16 +82,18 @@ def _files(artefact: Path, manifest: Manifest, listen: Listener) -> list[str]:
     """Return what is wrong with the files: missing, unlisted, of another size or hash."""
     found = []
     listed = {record.path for record in manifest.files} | {MANIFEST}
+    listed |= {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
     for path in sorted(artefact.rglob("*")):
         name = path.relative_to(artefact).as_posix()
-        if path.is_symlink() or (not path.is_dir() and name not in listed):
+        if path.is_symlink() or name not in listed:
             found.append(f"{name}: is not listed in the manifest")
     total = sum(record.nbytes for record in manifest.files)
     done = 0
     for record in manifest.files:
         path = artefact / record.path
         listen(Progress(record.path, done, total))
-        if ".." in Path(record.path).parts or not path.is_file():
+        inside = PurePosixPath(record.path)
+        if inside.is_absolute() or ".." in inside.parts or not path.is_file():
             found.append(f"{record.path}: is missing")
         elif path.stat().st_size != record.nbytes:
             found.append(f"{record.path}: has {path.stat().st_size} bytes, not {record.nbytes}")

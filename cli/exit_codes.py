@@ -1,5 +1,6 @@
 """What the exit status of a run means: one table, from the class of an error to its number."""
 
+import errno
 from typing import Final
 
 import click
@@ -48,6 +49,15 @@ _STATUS_OF: Final[tuple[tuple[type[BaseException], int], ...]] = (
 )
 
 
+_SYSTEM: Final = frozenset(
+    {
+        errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE,
+        errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    }
+)  # fmt: skip
+"""What no program is to blame for: a disk that fails or is full, or too little of anything."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to end. No `Exception`, so that nothing but cleaning up catches it."""
 
@@ -56,8 +66,15 @@ class Stopped(BaseException):
         self.number = number
 
 
+def is_system_failure(error: BaseException) -> bool:
+    """Return whether the machine failed, wherever that was met."""
+    return isinstance(error, OSError) and error.errno in _SYSTEM
+
+
 def status_of(error: BaseException) -> int:
     """Return the exit status of a run that ended with an error."""
     if isinstance(error, Stopped):
         return SIGNALLED + error.number
+    if is_system_failure(error):
+        return OUTPUT
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), BUG)

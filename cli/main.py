@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -26,6 +27,7 @@ COMMANDS: Final[dict[str, str]] = {
     "eval": "Score models on a task, alone, beside a baseline, or in a sweep.",
     "gate": "Decide whether a smaller model is good enough beside its baseline.",
     "bench": "Measure how much faster a model runs as it is stored than dense.",
+    "clean": "Remove what killed runs left behind.",
     "completion": "Print the script that completes commands in a shell.",
 }
 """Each command and its help in one line, so that the list of them imports none of them."""
@@ -138,8 +140,26 @@ def _stopped_by_signals() -> Iterator[None]:
     caught = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
     for number in caught:
         signal.signal(number, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, _sent_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _sent_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again whose exception was lost: it came while an object was being removed.
+
+    Python goes on after an exception in there, and so would a run that was asked to end.
+    """
+    error = lost.exc_value
+    if isinstance(error, exit_codes.Stopped | KeyboardInterrupt):
+        number = error.number if isinstance(error, exit_codes.Stopped) else signal.SIGINT
+        # later, and so elsewhere: here its exception would be lost once more
+        again = threading.Timer(0.02, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)

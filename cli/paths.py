@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Final
 
+from ckptshrink.errors import OutputError
+
 _INDEX: Final = ".safetensors.index.json"
 
 
@@ -42,7 +44,16 @@ def shell(path: str | os.PathLike[str]) -> str:
 
 
 def nbytes_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of every file in a folder."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    """Return the bytes of a file, or of every file in a folder.
+
+    Raises
+    ------
+    OutputError
+        What was written is gone, or can't be read.
+    """
+    try:
+        if not path.is_dir():
+            return path.stat().st_size
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise OutputError(f"was written, and can't be read: {error.strerror}", path=path) from error

@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from ckptshrink.errors import CkptshrinkError, PlanError
+from ckptshrink_cli.exit_codes import is_system_failure
 from ckptshrink_cli.streams import Run, say
 
 NAME: Final = "ckptshrink"
@@ -41,6 +42,9 @@ def _message_and_hint(error: BaseException) -> tuple[str, str | None]:
         return " ".join(error.format_message().split()), _usage_hint(error)
     if isinstance(error, MemoryError):
         return "out of memory", None
+    if isinstance(error, OSError) and is_system_failure(error):
+        place = "" if error.filename is None else f"{error.filename}: "
+        return f"{place}the system failed: {error.strerror}", None
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"a bug of ours: {what}", "run it again with --debug, and report what it prints"
 

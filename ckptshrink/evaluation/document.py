@@ -6,7 +6,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -175,16 +174,13 @@ def write_evaluation(
     Raises
     ------
     OutputError
-        Something can't be written. The document comes last: where it is, its results are.
+        Something can't be written. The document comes last: where it is, its results are; and
+        where it does not come, what it was to replace is as it was, results and all.
     """
     paths = examples_paths(out, list(examples))
     found: dict[str, ExamplesRecord] = {}
-    with ExitStack() as stack:
-        document, *beside = (
-            stack.enter_context(Staging(path, single=True, overwrite=overwrite))
-            for path in (out, *paths.values())
-        )
-        for staging, (name, results) in zip(beside, examples.items(), strict=True):
+    with Staging(out, single=True, overwrite=overwrite, beside=tuple(paths.values())) as staging:
+        for name, results in examples.items():
             file = staging.create(paths[name].name)
             for line in results.lines():
                 file.write(line)
@@ -200,9 +196,8 @@ def write_evaluation(
                 )
             }
         )
-        document.create(out.name).write(written.to_bytes())
-        for staging in (*beside, document):  # all of them are whole before the first appears
-            staging.commit()
+        staging.create(out.name).write(written.to_bytes())
+        staging.commit()  # one for all: an old document never stands beside new results
     return written
 
 

@@ -56,14 +56,24 @@ class StagedFile:
 
     Only what has been handed to `write` is in the file: there is no seeking and no pre-sizing, so
     that a full disk is met while writing and never after.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    relpath : str
+        Of the record.
+    shown : Path, optional
+        What the user knows it as, where that isn't `path`.
     """
 
-    def __init__(self, path: Path, relpath: str) -> None:
+    def __init__(self, path: Path, relpath: str, shown: Path | None = None) -> None:
         self.path = path
+        self.shown = path if shown is None else shown
         self.relpath = relpath
         self.nbytes = 0
         self._sha = hashlib.sha256()
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=_QUEUED)
         self._marks: list[_Mark] = []
         # 0o666 and not 0o600: the umask alone decides, as for any file the user makes.
@@ -105,25 +115,26 @@ class StagedFile:
         Raises
         ------
         OutputError
-            A write or the sync failed, or the file reads back otherwise than it was written.
+            A write, the sync or the close failed, or what was written reads back otherwise.
         """
         self._stop()
         try:
             self._raise_failure()
-            with os_errors(self.path):
+            with os_errors(self.shown):
+                # once and never again: a second fsync after a failed one says that all is well
                 os.fsync(self._fd)
                 self._read_back()
+                self._close()  # network file systems may say only now that there is no room
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            self.abandon()
         return StagedRecord(self.relpath, self.nbytes, self._sha.hexdigest())
 
     def abandon(self) -> None:
         """Stop writing and close without a sync."""
         if self._fd >= 0:
             self._stop()
-            os.close(self._fd)
-            self._fd = -1
+            with suppress(OSError):
+                self._close()
 
     def _read_back(self) -> None:
         # CRC-32 and not SHA-256: for a disk that errs it is as good, and three times as fast
@@ -136,8 +147,12 @@ class StagedFile:
         if not all(same):
             raise OutputError(
                 "read back otherwise than it was written: the disk can't be trusted",
-                path=self.path.name,
+                path=self.shown,
             )
+
+    def _close(self) -> None:
+        descriptor, self._fd = self._fd, -1  # closed even where that fails: never twice
+        os.close(descriptor)
 
     def _stop(self) -> None:
         self._queue.put(None)
@@ -150,7 +165,7 @@ class StagedFile:
                 continue  # keep emptying the queue, or the producer would wait for ever
             try:
                 _write_all(self._fd, chunk)
-            except OSError as error:
+            except Exception as error:  # any other too: a thread that died would hang the run
                 self._failure = error
             else:
                 self._sha.update(chunk)
@@ -162,7 +177,7 @@ class StagedFile:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            with os_errors(self.path):
+            with os_errors(self.shown):
                 raise self._failure
 
 

@@ -6,11 +6,9 @@ is whole or as it was; part folders of killed runs are swept by the next run to 
 which can tell them from those of a living run by their lock.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,14 +19,15 @@ from typing import IO, Final
 
 from ckptshrink.digest import file_sha256
 from ckptshrink.errors import OutputError
+from ckptshrink.io.part_folder import PartFolder, set_aside, sweep
+from ckptshrink.io.renames import NO_SUCH_CALL, open_folder, sync_file, sync_folder
 from ckptshrink.io.staged_file import StagedFile, StagedRecord, os_errors
 
 MANIFEST: Final = "manifest.json"
 """The file that makes a folder an artefact."""
 
-_RENAME_NOREPLACE: Final = 1
-_RENAME_EXCHANGE: Final = 2
-_AT_FDCWD: Final = -100
+_TRIES: Final = 100
+"""Part folders that are made, should sweeps by other runs come between their making and lock."""
 
 
 class Staging:
@@ -46,6 +45,9 @@ class Staging:
         Files that are read meanwhile: the target may be none of them, nor hold one.
     needed : int
         Bytes the output will take; refused at once where the disk has less.
+    beside : iterable of Path
+        Further files of a single target, in its folder: those that appeared are taken back if the
+        target does not appear after them.
 
     Raises
     ------
@@ -61,28 +63,42 @@ class Staging:
         overwrite: bool = False,
         inputs: Iterable[Path] = (),
         needed: int = 0,
+        beside: Iterable[Path] = (),
     ) -> None:
+        # before the check: what a killed run set aside is put back, and then it exists
+        sweep(_absolute(target))
         self.target = check_target(
             target, overwrite=overwrite, single=single, inputs=inputs, needed=needed
         )
+        self.beside = tuple(beside)
+        for path in self.beside:
+            check_target(path, overwrite=overwrite, single=True, inputs=inputs)
+            if (
+                not single
+                or path.parent.resolve() != self.target.parent
+                or path.name == target.name
+            ):
+                raise ValueError(f"{path} does not lie beside {target}")
         self.single = single
         self._overwrite = overwrite
         self._files: dict[str, StagedFile] = {}
         self._adopted: dict[str, Path] = {}
-        self._part = self.target.parent / f".{self.target.name}.part-{secrets.token_hex(6)}"
-        self._lock = -1
+        self._part: PartFolder | None = None
 
     def __enter__(self) -> "Staging":
-        """Sweep what killed runs left, make and lock the part folder, and return the staging."""
-        _sweep(self.target)
-        try:
-            with os_errors(self._part):
-                self._part.mkdir()
-                self._lock = _locked(self._part)
-        except BaseException:  # a signal that comes in between too
-            self._clear()
-            raise
-        return self
+        """Make and lock the part folder, and return the staging."""
+        for _ in range(_TRIES):
+            self._part = PartFolder.named(self.target)
+            try:
+                with os_errors(self.target):
+                    made = self._part.make(folder=not self.single)
+            except BaseException:  # a signal that comes in between too
+                self._part.discard()
+                raise
+            if made:
+                return self
+            self._part.discard()
+        raise OutputError("other runs remove what is made beside it", path=self.target)
 
     def __exit__(
         self,
@@ -90,22 +106,28 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove whatever was not committed."""
-        for file in self._files.values():
-            file.abandon()
-        self._clear()
+        """Take back what was committed in part, and remove whatever was not committed."""
+        try:
+            for file in self._files.values():
+                file.abandon()
+        finally:
+            if self._part is not None:
+                self._part.discard()
 
     def create(self, relpath: str) -> StagedFile:
-        """Open a new file of the target, given by its path relative to the target folder."""
-        path = self._place(relpath)
-        with os_errors(path):
-            file = StagedFile(path, relpath)
+        """Open a new file of the target, given by its path relative to the target folder.
+
+        Of a single target, and of those beside it, by its name.
+        """
+        path, shown = self._place(relpath)
+        with os_errors(shown):
+            file = StagedFile(path, relpath, shown)
         self._files[relpath] = file
         return file
 
     def adopt(self, relpath: str) -> Path:
         """Return the path at which a library writes a file itself; it is hashed at `commit`."""
-        path = self._place(relpath)
+        path, _ = self._place(relpath)
         self._adopted[relpath] = path
         return path
 
@@ -116,7 +138,8 @@ class Staging:
         """
         if not self.single or relpath == self.target.name:
             raise ValueError(relpath)
-        return self._place(relpath)
+        path, _ = self._place(relpath)
+        return path
 
     @contextmanager
     def scratch(self) -> Iterator[IO[bytes]]:
@@ -127,7 +150,7 @@ class Staging:
         OutputError
             A write failed.
         """
-        with os_errors(self.target), tempfile.TemporaryFile(dir=self._part) as file:
+        with os_errors(self.target), tempfile.TemporaryFile(dir=self._made().path) as file:
             yield file
 
     def finish(self) -> tuple[StagedRecord, ...]:
@@ -141,41 +164,64 @@ class Staging:
         records = [file.close() for file in self._files.values()]
         self._files.clear()
         for relpath, path in self._adopted.items():
-            with os_errors(path):
-                _sync(path)
+            with os_errors(self._shown(relpath)):
+                sync_file(path)
                 records.append(StagedRecord(relpath, path.stat().st_size, file_sha256(path)))
         self._adopted.clear()
         return tuple(records)
 
     def commit(self) -> None:
-        """Make the target appear, by one rename.
+        """Make the target appear, by one rename; what lies beside it appears before it.
 
         Raises
         ------
         OutputError
-            The target has appeared meanwhile, or the rename failed.
+            The target has appeared meanwhile, or something failed. Then the target is as it was,
+            unless the message says that it is there.
         """
         self.finish()
-        ready = self._part / self.target.name if self.single else self._part
+        part = self._made()
         with os_errors(self.target):
-            for folder, _, _ in os.walk(self._part):
-                _sync(Path(folder))
-            _appear(ready, self.target, overwrite=self._overwrite)
-            _sync(self.target.parent)
+            part.sync()
+            # opened now, so that after the rename nothing is left that can fail but the sync
+            parent = open_folder(self.target.parent)
+        try:
+            for path in self.beside:
+                with os_errors(path):
+                    part.place(path.name, overwrite=self._overwrite)
+            with os_errors(self.target):
+                part.appear(overwrite=self._overwrite)
+            try:
+                sync_folder(parent)
+            except OSError as error:
+                raise OutputError(
+                    "is there and whole, but the disk did not confirm its name "
+                    f"({error.strerror}): after a power cut it may be as it was before",
+                    path=self.target,
+                ) from error
+        finally:
+            if parent >= 0:
+                with suppress(OSError):
+                    os.close(parent)
 
-    def _clear(self) -> None:
-        shutil.rmtree(self._part, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
+    def _made(self) -> PartFolder:
+        if self._part is None:
+            raise ValueError("the staging was not entered")
+        return self._part
 
-    def _place(self, relpath: str) -> Path:
+    def _place(self, relpath: str) -> tuple[Path, Path]:
+        """Return where a file is written for now, and where it will be, which is what is said."""
         parts = PurePosixPath(relpath).parts
         if not parts or PurePosixPath(relpath).is_absolute() or ".." in parts:
             raise OutputError(f"a file named {relpath!r} would lie outside", path=self.target)
-        path = self._part.joinpath(*parts)
-        with os_errors(path):
+        new, shown = self._made().new, self._shown(relpath)
+        path = (new if self.single else new / self.target.name).joinpath(*parts)
+        with os_errors(shown):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return path, shown
+
+    def _shown(self, relpath: str) -> Path:
+        return (self.target.parent if self.single else self.target) / relpath
 
 
 @contextmanager
@@ -189,14 +235,19 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     with os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        lock = _locked(folder)
-    except BlockingIOError as error:
-        raise OutputError("another run is at work in it", path=folder) from error
-    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError("another run is at work in it", path=folder) from error
+        except OSError as error:  # some network file systems lock no folders: it goes on without
+            if error.errno not in NO_SUCH_CALL | {errno.EBADF, errno.ENOLCK}:
+                raise
         yield
     finally:
-        os.close(lock)
+        with suppress(OSError):
+            os.close(lock)
 
 
 def check_target(
@@ -214,11 +265,18 @@ def check_target(
     OutputError
         See `Staging`.
     """
-    with os_errors(target), suppress(FileNotFoundError, NotADirectoryError):
-        target.lstat()  # the system refuses some names outright, such as one too long
+    with os_errors(target):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()  # the system refuses some names outright, such as one too long
+        return _checked(target, overwrite, single, inputs, needed)
+
+
+def _checked(
+    target: Path, overwrite: bool, single: bool, inputs: Iterable[Path], needed: int
+) -> Path:
     if target.is_symlink():
         raise OutputError("is a symbolic link, and is not written through", path=target)
-    absolute = target.parent.resolve() / target.name
+    absolute = _absolute(target)
     if not target.name or not absolute.parent.is_dir():
         raise OutputError(
             "its folder does not exist", path=target, hint=f"mkdir -p {absolute.parent}"
@@ -238,6 +296,12 @@ def check_target(
             )
     if absolute.exists() and not overwrite:
         raise OutputError("exists already", path=target, hint="give another -o, or --overwrite")
+    if not absolute.exists() and not overwrite and set_aside(absolute):
+        raise OutputError(
+            "exists already: a run that was to overwrite it was killed, and set it aside",
+            path=target,
+            hint=f"ckptshrink clean {absolute.parent} puts it back",
+        )
     if absolute.exists() and absolute.is_dir() == single:
         kind = "a folder" if single else "a file"
         raise OutputError(f"is {kind}, and is not replaced by the other kind", path=target)
@@ -255,69 +319,5 @@ def check_target(
     return absolute
 
 
-def _appear(ready: Path, target: Path, *, overwrite: bool) -> None:
-    """Rename what is ready to the target, in one step wherever the system has one."""
-    if not overwrite:
-        if not _renameat2(ready, target, _RENAME_NOREPLACE):
-            if target.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
-            ready.rename(target)
-    elif target.is_dir():
-        # rename(2) replaces no folder that has files. The two are exchanged, and the old one is
-        # removed with the part folder; where that call is missing the old one steps aside first.
-        if not _renameat2(ready, target, _RENAME_EXCHANGE):
-            aside = target.parent / f".{target.name}.old-{secrets.token_hex(6)}"
-            target.rename(aside)
-            ready.rename(target)
-            shutil.rmtree(aside, ignore_errors=True)
-    else:
-        ready.replace(target)
-
-
-def _renameat2(one: Path, other: Path, flags: int) -> bool:
-    """Call renameat2(2); return False where there is no such call or no such flag."""
-    try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # another libc than glibc >= 2.28 or musl
-        return False
-    code = call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags)
-    if code == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(other))
-
-
-def _sweep(target: Path) -> None:
-    """Remove part folders that a killed run to the same target left, told by their free lock."""
-    for orphan in target.parent.glob(f".{_escaped(target.name)}.part-*"):
-        try:
-            lock = _locked(orphan)
-        except OSError:
-            continue  # a living run has it, or it is gone already
-        shutil.rmtree(orphan, ignore_errors=True)
-        os.close(lock)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _locked(folder: Path) -> int:
-    """Take the folder's lock, which the kernel frees with the process; return its descriptor."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _absolute(target: Path) -> Path:
+    return target.parent.resolve() / target.name

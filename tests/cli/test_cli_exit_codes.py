@@ -1,5 +1,6 @@
 """Every way a run can end, and its exit status."""
 
+import errno
 import signal
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def test_out_of_memory_is_no_bug_to_report(monkeypatch: pytest.MonkeyPatch, shri
     raising(monkeypatch, MemoryError())
     done = shrink("inspect", "x")
     assert (done.status, done.err) == (70, "ckptshrink: out of memory\n")
+
+
+def test_a_machine_that_fails_is_no_bug_to_report(
+    monkeypatch: pytest.MonkeyPatch, shrink: Shrink
+) -> None:
+    raising(monkeypatch, OSError(errno.EIO, "Input/output error"))
+    done = shrink("inspect", "x")
+    assert (done.status, done.err) == (4, "ckptshrink: the system failed: Input/output error\n")
+    raising(monkeypatch, OSError(errno.ENOENT, "No such file or directory"))
+    assert shrink("inspect", "x").status == 70
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, shrink: Shrink) -> None:

@@ -54,3 +54,30 @@ def test_a_signal_ends_a_run_and_leaves_nothing(
     assert "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == [long_job]
     assert long_job.read_bytes() == before
+
+
+_LOST = """
+import os, sys, time
+from ckptshrink_cli import main
+class Removed:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.01)
+def run(args):
+    Removed()
+    time.sleep(20)
+    return 0
+main.main.main = lambda *args, **kwargs: run(args)
+main.entry()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(
+    number: signal.Signals, status: int, command: list[str]
+) -> None:
+    done = subprocess.run(
+        [command[0], "-c", _LOST, str(int(number))], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptshrink.errors import OutputError
-from ckptshrink.io import staging as module
+from ckptshrink.io import renames
 from ckptshrink.io.staging import Staging, check_target
 
 
@@ -82,7 +82,7 @@ def test_overwrite_replaces_an_artefact_and_a_file(tmp_path: Path) -> None:
 def test_overwrite_without_the_exchange_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_renameat2", lambda one, other, flags: False)
+    monkeypatch.setattr(renames, "_rename", lambda one, other, flag: False)
     test_overwrite_replaces_an_artefact_and_a_file(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_bytes_that_read_back_otherwise_are_not_committed(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ckptshrink.io import staging
+from ckptshrink.io import renames, staging
 target, point = Path(sys.argv[1]), int(sys.argv[2])
 count = 0
 def counted(name):
@@ -179,16 +179,16 @@ def counted(name):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     return call
-for name in ("write", "fsync", "open", "mkdir", "rename", "replace", "unlink", "rmdir"):
+for name in ("write", "fsync", "open", "mkdir", "rename", "replace", "unlink", "rmdir", "link"):
     setattr(os, name, counted(name))
-real = staging._renameat2
-def renameat2(*args):
+real = renames._rename
+def rename(*args):
     global count
     count += 1
     if count == point:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-staging._renameat2 = renameat2
+renames._rename = rename
 with staging.Staging(target, overwrite=True) as stage:
     stage.create("manifest.json").write(b"new")
     stage.create("model").write(b"n" * 100)
