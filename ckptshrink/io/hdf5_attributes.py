@@ -1,9 +1,10 @@
 """Attributes of HDF5 objects as JSON values: read with limits, and written again.
 
-Read are numbers, texts of fixed length, and lists of either. Texts of variable length are not.
+Read are numbers, texts, and lists of either. `hdf5_texts` reads those of variable length.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -12,7 +13,8 @@ import numpy as np
 
 from ckptshrink.errors import UnsafeCheckpointError
 from ckptshrink.io.hdf5_dataset import numpy_dtype, shown
-from ckptshrink.io.hdf5_library import h5a, h5py, h5s, h5t
+from ckptshrink.io.hdf5_library import h5a, h5o, h5py, h5s, h5t
+from ckptshrink.io.hdf5_texts import Texts
 
 MAX_ATTRIBUTES: Final = 10_000
 """Most attributes of one object."""
@@ -31,7 +33,7 @@ class Attribute:
     dtype : str
         numpy's code for numbers (``"<f4"``), ``"utf-8"`` or ``"ascii"`` for text.
     length : int or None
-        Bytes of a text; None for numbers.
+        Bytes of a text of fixed length; None for others, and for numbers.
     value : int, float, bool, str or a list of them
     """
 
@@ -45,13 +47,21 @@ class Attribute:
         return asdict(self)
 
 
-def read_attributes(item: Any) -> tuple[tuple[Attribute, ...], tuple[str, ...]]:
+def read_attributes(item: Any, texts: Texts) -> tuple[tuple[Attribute, ...], tuple[str, ...]]:
     """Return the attributes of an object, and the quoted names of those that are not read.
+
+    Parameters
+    ----------
+    item : h5py low-level group or dataset
+    texts : Texts
+        Of the file that the object is in.
 
     Raises
     ------
     UnsafeCheckpointError
-        There are more than `MAX_ATTRIBUTES`.
+        There are more than `MAX_ATTRIBUTES`, or texts are out of proportion.
+    CorruptCheckpointError
+        A text lies outside the file.
     """
     count = h5a.get_num_attrs(item)
     if count > MAX_ATTRIBUTES:
@@ -60,7 +70,7 @@ def read_attributes(item: Any) -> tuple[tuple[Attribute, ...], tuple[str, ...]]:
     left_out: list[str] = []
     for index in range(count):
         opened = h5a.open(item, index=index)
-        attribute = _attribute(opened)
+        attribute = _attribute(opened, item, texts)
         if attribute is None:
             left_out.append(shown(opened.name))
         else:
@@ -82,10 +92,12 @@ def write_attributes(target: h5py.HLObject, attributes: Iterable[Attribute]) -> 
         target.attrs.create(attribute.name, np.asarray(value, dtype), dtype=dtype)
 
 
-def _attribute(item: h5a.AttrID) -> Attribute | None:
+def _attribute(item: h5a.AttrID, owner: Any, texts: Texts) -> Attribute | None:
     if item.get_space().get_simple_extent_type() == h5s.NULL or len(item.shape) > 1:
         return None
-    if item.get_storage_size() > _MAX_NBYTES:
+    # The library can't tell the storage of an empty list (the weights of a layer that has none).
+    is_empty = 0 in item.shape
+    if not is_empty and item.get_storage_size() > _MAX_NBYTES:
         return None
     kind = item.get_type()
     is_text = isinstance(kind, h5t.TypeStringID)
@@ -93,11 +105,10 @@ def _attribute(item: h5a.AttrID) -> Attribute | None:
     if not is_text and number is None:
         return None
     if is_text and kind.is_variable_str():
-        # Such a text lies in a heap elsewhere in the file. HDF5 2.0 allocates whatever length is
-        # claimed (4 GiB were seen), and steps over a heap object of size 0 for ever.
-        return None
+        return _variable_text(item, owner, texts)
     data = np.empty(item.shape, kind.dtype if number is None else number[0])
-    item.read(data)
+    if not is_empty:
+        item.read(data)
     value = data.tolist()
     try:
         name = item.name.decode()
@@ -109,3 +120,17 @@ def _attribute(item: h5a.AttrID) -> Attribute | None:
     if number is not None:
         return Attribute(name, number[0].str, None, value)
     return Attribute(name, _CHARSETS.get(kind.get_cset(), "utf-8"), kind.get_size(), value)
+
+
+def _variable_text(item: h5a.AttrID, owner: Any, texts: Texts) -> Attribute | None:
+    count = math.prod(item.shape)
+    found = texts.of(h5o.get_info(owner).addr, item.name, count)
+    if found is None:
+        return None
+    try:
+        decoded = [text.decode() for text in found]
+        value = decoded if item.shape else decoded[0]
+        charset = _CHARSETS.get(item.get_type().get_cset(), "utf-8")
+        return Attribute(item.name.decode(), charset, None, value)
+    except ValueError:  # a text that is not UTF-8
+        return None

@@ -112,7 +112,7 @@ def open_hdf5(path: Path) -> Hdf5Reader:
         with library_errors(path):
             h5 = open_view(file)
             opened.callback(h5.close)
-            found = walk(h5, file.size)
+            found = walk(h5, file)
         datasets = {dataset.name: dataset for dataset in found.datasets}
         sidecars: tuple[Path, ...] = ()
         if any(name.startswith("RNN_0/RNN/") for name in datasets):
@@ -145,7 +145,8 @@ def write_new(
     container : mapping
         `Checkpoint.container` of the source.
     tensors : mapping of str to TensorRef
-        The source's tensors.
+        The source's tensors. One that is left out (optimizer state) is not written, nor is a group
+        that would hold nothing any more: its attributes list what was in it.
     payload : callable
         Returns the bytes of a tensor in parts; asked once for each, in stored order, and not for
         further names of the same dataset.
@@ -157,7 +158,7 @@ def write_new(
     OutputError
         The file can't be written, or a payload has the wrong size.
     ManifestMismatchError
-        The record is not one of this module, or names a tensor that is not there.
+        The record is not one of this module, or a tensor is not in it.
     """
     groups, datasets = _recorded(container, tensors)
     with _writing(path), open_output(path, "x") as file:
@@ -286,8 +287,12 @@ def _recorded(
             group["name"]: [Attribute(**a) for a in group["attributes"]]
             for group in container["groups"]
         }
+        dropped = []
         for record in container["datasets"]:
             name, first = record["name"], record["shares_with"]
+            if name not in tensors:
+                dropped.append(name)
+                continue
             if code_of(np.dtype(record["dtype"])) != tensors[name].dtype:
                 raise ValueError(f"{name} is no {record['dtype']}")
             if first is not None and first not in datasets:
@@ -295,7 +300,22 @@ def _recorded(
             attributes = [Attribute(**a) for a in record["attributes"]]
             filters = dict(record["filters"])
             datasets[name] = {**record, "attributes": attributes, "filters": filters}
-    return groups, datasets
+        if unknown := set(tensors) - set(datasets):
+            raise ValueError(f"{min(unknown)} is not in it")
+    emptied = _parents(dropped) - _parents(datasets) - {""}
+    kept = {name: groups[name] for name in groups if emptied.isdisjoint(_parents([f"{name}/"]))}
+    return kept, datasets
+
+
+def _parents(names: Iterable[str]) -> set[str]:
+    """Return the groups that these datasets lie in."""
+    found: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) not in found:
+            found.add(name)
+            if not name:
+                break
+    return found
 
 
 def _create(file: h5py.File, ref: TensorRef, record: Mapping[str, Any]) -> Any:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError, printable
+from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_attributes import Attribute, read_attributes
 from ckptshrink.io.hdf5_dataset import Storage, shown, storage_of, why_no_tensor
 from ckptshrink.io.hdf5_library import h5d, h5g, h5l, h5o, h5py
+from ckptshrink.io.hdf5_texts import Texts
 
 MAX_DEPTH: Final = 64
 MAX_OBJECTS: Final = 100_000
@@ -56,6 +58,7 @@ class Walk:
     """What a file holds: datasets in stored order, groups by name within each group."""
 
     file_size: int
+    texts: Texts
     groups: list[Group] = field(default_factory=list)
     datasets: list[Dataset] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Walk:
 
     def attributes(self, item: h5g.GroupID | h5d.DatasetID, path: str) -> tuple[Attribute, ...]:
         """Return the attributes of an object, with a note on each that is not read."""
-        kept, left_out = read_attributes(item)
+        kept, left_out = read_attributes(item, self.texts)
         for name in left_out:
             self.pass_over(path, f"the attribute {name}")
         return kept
@@ -80,8 +83,14 @@ _Link = tuple[h5g.GroupID, bytes, str]
 """Parent, name of the link, and path."""
 
 
-def walk(file: h5py.File, file_size: int) -> Walk:
-    """Return the index of an opened file of this size in bytes.
+def walk(file: h5py.File, source: SourceFile) -> Walk:
+    """Return the index of an opened file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    source : SourceFile
+        The same file, to read from without the library.
 
     Raises
     ------
@@ -93,7 +102,7 @@ def walk(file: h5py.File, file_size: int) -> Walk:
     CheckpointError
         A dataset holds what is no tensor.
     """
-    found = Walk(file_size)
+    found = Walk(source.size, Texts(source))
     # Depth first with a stack of its own: a chain of 3,000 groups keeps the library's own visitor
     # busy for 49 s.
     pending: list[_Link] = _enter(h5g.open(file.id, b"/"), "", found)
