@@ -58,6 +58,20 @@ class SourceFile:
             raise
         self.size = status.st_size
 
+    @classmethod
+    def adopt(cls, descriptor: int, path: Path) -> "SourceFile":
+        """Return a file that another process has opened and checked; `path` is for messages."""
+        file = cls.__new__(cls)
+        file.path = path
+        file._fd = descriptor
+        file.size = os.fstat(descriptor).st_size
+        return file
+
+    @property
+    def descriptor(self) -> int:
+        """Number of the open file, to be handed to another process."""
+        return self._fd
+
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from `offset` in a new, writable array.
 

@@ -9,8 +9,9 @@ from typing import Final
 
 from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError, printable
 from ckptshrink.io.files import SourceFile
-from ckptshrink.io.hdf5_attributes import Attribute, read_attributes
-from ckptshrink.io.hdf5_dataset import Storage, shown, storage_of, why_no_tensor
+from ckptshrink.io.hdf5_attributes import read_attributes
+from ckptshrink.io.hdf5_dataset import shown, storage_of, why_no_tensor
+from ckptshrink.io.hdf5_index import Attribute, Dataset, Group, Index
 from ckptshrink.io.hdf5_library import h5d, h5g, h5l, h5o, h5py
 from ckptshrink.io.hdf5_texts import Texts
 
@@ -22,35 +23,6 @@ _EXPANSION: Final = 64
 _FREE_FILE: Final = 64 << 20
 _FILE_EXPANSION: Final = 16
 """A dataset may be 64 times its storage and all together 16 times the file, or these free sizes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A group by its path without the leading slash; the root is ``""``."""
-
-    name: str
-    attributes: tuple[Attribute, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A dataset that holds a tensor.
-
-    Attributes
-    ----------
-    name : str
-        Path without the leading slash.
-    storage : Storage
-    shares_with : str or None
-        An earlier dataset of which this name is another hard link.
-    attributes : tuple of Attribute
-        Of the first name only, since they belong to the dataset and not to its names.
-    """
-
-    name: str
-    storage: Storage
-    shares_with: str | None
-    attributes: tuple[Attribute, ...]
 
 
 @dataclass(slots=True)
@@ -73,6 +45,10 @@ class Walk:
         for name in left_out:
             self.pass_over(path, f"the attribute {name}")
         return kept
+
+    def index(self) -> Index:
+        """Return what was found."""
+        return Index(tuple(self.groups), tuple(self.datasets), tuple(self.notes))
 
     def pass_over(self, path: str, what: str) -> None:
         """Note what a file written anew will not have."""
