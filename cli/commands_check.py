@@ -25,9 +25,9 @@ _FIELDS: Final = ("file", "level", "where", "finding")
     cls=Command,
     help="""Say what is wrong with files, without loading them.
 
-    Nothing in FILE is run, imported or unpacked to disk. Checked are checkpoints, plain pickles, and
-    every pickle in an archive: which functions and classes they name (an unexpected one is unsafe, as
-    an unpickler would call it), checksums, sizes, offsets, links to other files, and whether the
+    Nothing in FILE is run, imported or unpacked to disk. Checked are checkpoints, plain pickles,
+    and every pickle in an archive: which functions and classes they name (an unexpected one is
+    unsafe, as an unpickler would call it), checksums, sizes, offsets, links to other files, and whether the
     whole of it can be read. In a folder every checkpoint and pickle is checked, other files are
     passed over, and links are not followed.
 

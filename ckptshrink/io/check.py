@@ -31,8 +31,8 @@ class Finding:
     Attributes
     ----------
     level : str
-        ``"unsafe"``: loading it elsewhere could run code or do harm. ``"corrupt"``: it can't be read
-        in full. ``"note"``: worth knowing.
+        ``"unsafe"``: loading it elsewhere could run code or do harm. ``"corrupt"``: it can't be
+        read in full. ``"note"``: worth knowing.
     what : str
     where : str
         Entry of an archive, or name of a tensor; empty for the file.
@@ -116,7 +116,7 @@ def check_file(path: Path) -> Checked:
             kind = _check_pickles(file, 0, "", found)
             if kind == "pickle":
                 _check_second_nature(file, found)
-    format_ = _check_as_checkpoint(path, kind, found)
+    format_ = kind if found.broken else _check_as_checkpoint(path, kind, found)
     return Checked(path, format_, tuple(found.all()), found.names)
 
 
@@ -126,6 +126,7 @@ class _Findings:
     def __init__(self) -> None:
         self._found: dict[Finding, None] = {}
         self.names: dict[str, str] = {}
+        self.broken = False
 
     def add(self, level: Level, what: str, where: str = "") -> None:
         self._found.setdefault(Finding(level, printable(what), printable(where[:200])))
@@ -140,7 +141,14 @@ class _Findings:
         elif kind == "model class":
             self.add("note", f"loading it in torch imports {shown}, a class of the model", where)
 
+    def fault(self, error: CheckpointError, where: str) -> None:
+        """Add why a pickle was given up, at which no other reader has to look."""
+        self.broken = True
+        unsafe = type(error).__name__ == "UnsafeCheckpointError"
+        self.add("unsafe" if unsafe else "corrupt", error.message, where)
+
     def clear(self) -> None:
+        self.broken = False
         self._found.clear()
         self.names.clear()
 
@@ -168,7 +176,8 @@ def _check_as_checkpoint(path: Path, kind: str, found: _Findings) -> str:
                     pass
             checkpoint = reader.checkpoint
     except UnknownFormatError as error:
-        if kind in {"unknown", "zip"}:
+        # A sound pickle of something else is no harm; one that is nearly a checkpoint is.
+        if kind in {"unknown", "zip"} or not (kind == "npy" or "not one of" in error.message):
             found.add("corrupt", error.message)
         elif kind != "npy":
             found.add("note", error.message)
@@ -200,7 +209,7 @@ def _check_pickles(file: SourceFile, start: int, where: str, found: _Findings) -
         if one.fault is not None:
             # behind the pickles of a legacy file come its storages, which are no pickles
             if one.names or at == 0:
-                found.add("corrupt", one.fault.message, where)
+                found.fault(one.fault, where)
             break
         at = one.end
     else:
@@ -265,7 +274,7 @@ def _check_bytes(data: bytes, name: str, found: _Findings) -> None:
             for global_, kind in one.names.items():
                 found.name(global_, kind, name)
             if one.fault is not None:
-                found.add("corrupt", one.fault.message, name)
+                found.fault(one.fault, name)
                 return
             at = one.end
 
@@ -290,7 +299,7 @@ def _check_npy_bytes(data: bytes, where: str, found: _Findings) -> None:
         for name, kind in one.names.items():
             found.name(name, kind, where)
         if one.fault is not None:
-            found.add("corrupt", one.fault.message, where)
+            found.fault(one.fault, where)
 
 
 def _salvage_zip(file: SourceFile, found: _Findings) -> None:

@@ -1,7 +1,8 @@
 """The process in which the HDF5 library looks at files, started by `hdf5_process`.
 
-It waits for files, and forks for each: importing h5py takes 0.15 s, and a fork 3 ms. The fork lowers
-its own limits, does what it is asked and ends. Whatever a file makes the library do, it does it here.
+It waits for files, and forks for each: importing h5py takes 0.15 s, and a fork 3 ms. The fork
+lowers its own limits, does what it is asked and ends. Whatever a file makes the library do, it does
+it here.
 """
 
 import contextlib

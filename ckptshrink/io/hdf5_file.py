@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputError
+from ckptshrink.io import hdf5_process
 from ckptshrink.io.checkpoint import Checkpoint, Reader
 from ckptshrink.io.files import SourceFile
-from ckptshrink.io import hdf5_process
 from ckptshrink.io.hdf5_index import Attribute, Dataset, Index, code_of, one_line
 from ckptshrink.io.safetensors_header import strict_json
 from ckptshrink.tensors import TensorRef

@@ -1,4 +1,4 @@
-"""What a walk over an HDF5 file finds, as values; and as JSON, in which they leave the walk's process.
+"""What a walk over an HDF5 file finds, as values; and as JSON, in which they leave its process.
 
 The library runs in a process of its own (`hdf5_child`), which the file may have crashed or taken
 over: what comes out of it is checked here as if it came out of the file. Imports no h5py.

@@ -135,8 +135,9 @@ def open_output(target: Path | io.FileIO, mode: str) -> Iterator[h5py.File]:
         When it is closed: the first failure to write.
     """
     # Readable too: the library reads back what it has written and dropped from its cache.
-    opened = target if isinstance(target, io.FileIO) else None
-    with opened or io.FileIO(target, "x+" if mode == "x" else mode) as file:
+    if isinstance(target, Path):
+        target = io.FileIO(target, "x+" if mode == "x" else mode)
+    with target as file:
         output = _Output(file)
         try:
             with h5py.File(output, "w" if mode == "x" else mode) as h5:

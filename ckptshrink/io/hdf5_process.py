@@ -36,7 +36,7 @@ from ckptshrink.io.hdf5_index import Index, index_of
 from ckptshrink.io.hdf5_pipe import Pipe
 
 _FORKS: Final = sys.platform != "darwin"
-"""Whether one process serves many files. On macOS a fork of what has loaded frameworks may abort."""
+"""Whether one process serves many files. On macOS a fork that has frameworks loaded may abort."""
 
 _PATIENCE: Final = 120.0
 """Seconds without a byte after which a process that was given 60 of processor time is given up."""
@@ -276,7 +276,7 @@ class _Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        # Above the standard streams: where those are closed, a new descriptor can take their number.
+        # Above the standard streams: where those are closed, a new descriptor takes their number.
         with theirs:
             number = _high(theirs.fileno())
         try:

@@ -1,8 +1,8 @@
 """Texts of variable length in attributes, read from the bytes of the file and not by the library.
 
-Keras keeps a model's config, the names of its layers and of their weights in such texts. They lie in
-a heap elsewhere in the file, and HDF5 2.0 allocates whatever length is claimed of one (4 GiB were
-seen) and steps over a heap object of size 0 for ever. Here every length is held to the file first.
+Keras keeps a model's config, the names of its layers and of their weights in such texts. They lie
+in a heap elsewhere in the file, and HDF5 2.0 allocates whatever length is claimed of one (4 GiB
+were seen) and steps over a heap object of size 0 for ever. Here every length is held to the file.
 
 The layouts are those of the HDF5 File Format Specification: superblock (II), object header (IV.A),
 attribute message (IV.A.2.m), global heap (III.E).

@@ -1,7 +1,7 @@
 """What a pickle names and would call, found without believing that it is sound.
 
-Unpicklers run each instruction before they see the next: a pickle that is cut short or makes no sense
-after its payload has run its payload. So what was named before a fault counts too.
+Unpicklers run each instruction before they see the next: a pickle that is cut short or makes no
+sense after its payload has run its payload. So what was named before a fault counts too.
 """
 
 import sys
@@ -40,14 +40,14 @@ _EXPECTED: Final = frozenset(
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
     numpy.random._pickle.__randomstate_ctor numpy.random._pickle.__generator_ctor
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """Names that torch.save and numpy write, none of which runs what it is given."""
 
 _DTYPES: Final = frozenset(
     """float float16 float32 float64 half double bfloat16 int int8 int16 int32 int64 uint8 uint16
     uint32 uint64 long short bool complex64 complex128 cfloat cdouble qint8 quint8 qint32
-    per_tensor_affine per_channel_affine strided sparse_coo float8_e4m3fn float8_e5m2""".split()
+    per_tensor_affine per_channel_affine strided sparse_coo float8_e4m3fn float8_e5m2""".split()  # noqa: SIM905
 )
 _CLASS_FOLDERS: Final = ("torch.nn.modules.", "torch.optim.")
 
@@ -60,7 +60,7 @@ _DANGEROUS: Final = frozenset(
     antigravity signal threading _thread concurrent tempfile glob fileinput linecache tkinter
     unittest test sqlite3 ssl logging configparser inspect gc atexit weakref platform
     nturl2path posixpath compileall py_compile zipfile tarfile turtle sched readline rlcompleter
-    paramiko fabric pexpect sh plumbum pandas keras tensorflow""".split()
+    paramiko fabric pexpect sh plumbum pandas keras tensorflow""".split()  # noqa: SIM905
 )
 _CONSTRUCTORS: Final = frozenset({"copyreg._reconstructor", "copyreg.__newobj__"})
 
