@@ -27,9 +27,9 @@ _FIELDS: Final = ("file", "level", "where", "finding")
 
     Nothing in FILE is run, imported or unpacked to disk. Checked are checkpoints, plain pickles,
     and every pickle in an archive: which functions and classes they name (an unexpected one is
-    unsafe, as an unpickler would call it), checksums, sizes, offsets, links to other files, and whether the
-    whole of it can be read. In a folder every checkpoint and pickle is checked, other files are
-    passed over, and links are not followed.
+    unsafe, as an unpickler would call it), checksums, sizes, offsets, links to other files, and
+    whether the whole of it can be read. In a folder every checkpoint and pickle is checked, other
+    files are passed over, and links are not followed.
 
     A row is unsafe, corrupt, or a note. Exit status 1 if anything is unsafe or corrupt, 3 if a file
     can't be opened.
