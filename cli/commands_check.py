@@ -1,5 +1,6 @@
 """``ckptshrink check``: say what is wrong with files, without loading them."""
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,11 +26,11 @@ _FIELDS: Final = ("file", "level", "where", "finding")
     cls=Command,
     help="""Say what is wrong with files, without loading them.
 
-    Nothing in FILE is run, imported or unpacked to disk. Checked are checkpoints, plain pickles,
-    and every pickle in an archive: which functions and classes they name (an unexpected one is
-    unsafe, as an unpickler would call it), checksums, sizes, offsets, links to other files, and
-    whether the whole of it can be read. In a folder every checkpoint and pickle is checked, other
-    files are passed over, and links are not followed.
+    Nothing in FILE is run or imported, or unpacked under a name. Checked are checkpoints, plain
+    pickles, and every pickle in an archive: which functions and classes they name (an unexpected
+    one is unsafe, as an unpickler would call it), checksums, sizes, offsets, links to other files,
+    and whether the whole of it can be read. In a folder every checkpoint and pickle is checked,
+    other files are passed over, and links are not followed.
 
     A row is unsafe, corrupt, or a note. Exit status 1 if anything is unsafe or corrupt, 3 if a file
     can't be opened.
@@ -54,13 +55,12 @@ def command(run: Run, /, files: tuple[Path, ...], strict: bool, as_json: bool) -
     for path in files:
         try:
             below = list(files_of(path)) if path.is_dir() and not path.is_symlink() else [path]
-        except (CheckpointError, OSError) as error:
-            below, opened = [], error
-            errors.append(
-                opened
-                if isinstance(opened, CkptshrinkError)
-                else CheckpointError(f"can't be read: {opened.strerror}", path=path)
-            )
+        except CheckpointError as error:
+            below = []
+            errors.append(error)
+        except OSError as error:
+            below = []
+            errors.append(CheckpointError(f"can't be read: {error.strerror}", path=path))
         for file in below:
             try:
                 checked = check_file(file)
@@ -76,8 +76,8 @@ def command(run: Run, /, files: tuple[Path, ...], strict: bool, as_json: bool) -
         emit_json(_document(found, bad, errors))
     else:
         _show(found)
-    for error in errors:
-        report(error, run)
+    for each in errors:
+        report(each, run)
     run.say(_summary(found, bad, n_passed_over))
     if errors:
         return max(map(exit_codes.status_of, errors))
@@ -92,7 +92,7 @@ def _show(found: Sequence["Checked"]) -> None:
         for one in found
         for each in one.findings
     ]
-    columns = [render.Column(name, lambda row, name=name: row[name]) for name in _FIELDS]
+    columns = [render.Column(name, operator.itemgetter(name)) for name in _FIELDS]
     render.show(rows, _FIELDS, columns)
 
 

@@ -55,8 +55,9 @@ def main(number: int) -> None:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ends: dict[int, int] = {}
+    waiting: list[Any] = [control, woken]
     while True:
-        ready, _, _ = select.select([control, woken], [], [])
+        ready, _, _ = select.select(waiting, [], [])
         if woken in ready:
             os.read(woken, 4096)
             _reap(ends)

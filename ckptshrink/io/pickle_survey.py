@@ -40,9 +40,17 @@ _EXPECTED: Final = frozenset(
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
     numpy.random._pickle.__randomstate_ctor numpy.random._pickle.__generator_ctor
+    torch.jit._pickle.build_intlist torch.jit._pickle.build_tensorlist
+    torch.jit._pickle.build_doublelist torch.jit._pickle.build_boollist
+    torch.jit._pickle.build_tensor_from_id torch.jit._pickle.restore_type_tag
+    fastcore.foundation.L
     """.split()  # noqa: SIM905
 )
-"""Names that torch.save and numpy write, none of which runs what it is given."""
+"""Names that torch.save and numpy write, none of which runs what it is given.
+
+TorchScript's return what they are given, and fastai's list, in which an optimizer has its options,
+keeps it.
+"""
 
 _DTYPES: Final = frozenset(
     """float float16 float32 float64 half double bfloat16 int int8 int16 int32 int64 uint8 uint16
@@ -77,11 +85,14 @@ class Survey:
         Where it ends; where it was given up, if it has no proper end.
     fault : CheckpointError or None
         Why it was given up.
+    calls : bool
+        Whether anything would have been called by then.
     """
 
     names: dict[str, Kind]
     end: int
     fault: CheckpointError | None
+    calls: bool
 
 
 def survey(data: bytes, start: int = 0) -> Survey:
@@ -107,7 +118,7 @@ def survey(data: bytes, start: int = 0) -> Survey:
         names["builtins.getattr"] = "expected"
     for token in tokens:
         names.setdefault(token.qualified, kind_of(token, token.qualified in classes))
-    return Survey(names, machine.pos, fault)
+    return Survey(names, machine.pos, fault, bool(made))
 
 
 def kind_of(token: Token, is_model_class: bool = False) -> Kind:

@@ -59,6 +59,13 @@ def test_inspect_imports_the_format_it_reads_and_no_more(fixtures: Path) -> None
     assert not elmo & {"torch", "pydantic", "rich", "safetensors", "h5py"}
 
 
+def test_inspect_of_keras_files_imports_no_library(fixtures: Path) -> None:
+    files = sorted((fixtures / "keras").iterdir())
+    assert {path.suffix for path in files} == {".h5", ".keras"}
+    made = modules_after("inspect", *files)
+    assert not made & {"torch", "pydantic", "rich", "safetensors", "h5py"}
+
+
 def test_inspect_of_a_torch_file_imports_neither_torch_nor_h5py(fixtures: Path) -> None:
     files = sorted(fixtures.rglob("*.pt"))
     assert files

@@ -1,5 +1,6 @@
 """The process in which HDF5 runs: whatever it does over a file, this one goes on."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -54,7 +55,7 @@ def fresh() -> Iterator[None]:
         ("os._exit(0)", CorruptCheckpointError, "ended over it, without a word"),
         ("while True: pass", UnsafeCheckpointError, "longer than a file of its size may"),
         ("bytearray(1 << 30)", UnsafeCheckpointError, "more memory than a file of its size may"),
-        ("import tempfile as t; os.write(t.mkstemp()[0], b'x')", CheckpointError, "File too large"),
+        ("os.write(os.open(_[1].path, os.O_WRONLY), b'x')", CheckpointError, "File too large"),
     ],
 )
 def test_what_the_library_does_ends_in_one_line(
@@ -72,7 +73,7 @@ def test_what_the_library_does_ends_in_one_line(
         with pytest.raises(error, match=words) as caught:
             open_hdf5(file)
         assert "\n" not in str(caught.value)
-        assert time.process_time() - start < 1
+        assert time.process_time() - start < 5
         hdf5_process.stop()
     with closing(open_hdf5(file)) as reader:
         assert reader.read("packed").tobytes() == X.tobytes()
@@ -135,6 +136,18 @@ def test_it_works_without_standard_streams(file: Path, fixtures: Path, closed: s
     assert done.returncode == 0
 
 
+SAYS = {"name": "dtype", "dtype": "utf-8", "length": None, "value": "bfloat16"}
+
+
+def test_opaque_pairs_that_are_said_to_be_bfloat16_are_believed() -> None:
+    plain = {"shape": [2], "stored": "|V2", "chunks": None, "maxshape": None, "filters": []}
+    first = {**plain, "name": "a", "offset": 0, "shares_with": None, "attributes": [SAYS]}
+    other = {**first, "name": "b", "shares_with": "a", "attributes": []}
+    index = index_of({"groups": [], "datasets": [first, other], "notes": []}, 100, Path("x.h5"))
+    assert [dataset.storage.dtype for dataset in index.datasets] == ["BF16", "BF16"]
+    assert index_of(json.loads(json.dumps(index.record())), 100, Path("x.h5")) == index
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -158,7 +171,13 @@ def test_it_works_without_standard_streams(file: Path, fixtures: Path, closed: s
             for change in (
                 {"offset": 93}, {"offset": -1}, {"shape": [-1]}, {"shape": [True]}, {"name": None},
                 {"stored": "O"}, {"stored": "no"}, {"shares_with": "w2"}, {"attributes": [{}]},
-                {"shape": [1 << 62]},
+                {"shape": [1 << 62]}, {"stored": "|V2"}, {"stored": "i1,i1", "attributes": [SAYS]},
+                {"stored": "2i1", "attributes": [SAYS]}, {"stored": "|V4", "attributes": [SAYS]},
+                {"stored": "|V2", "attributes": [{**SAYS, "value": "float16"}]},
+                {"attributes": [{**SAYS, "value": {}}]}, {"attributes": [{**SAYS, "value": None}]},
+                {"attributes": [{**SAYS, "value": [[1]]}]},
+                {"attributes": [{**SAYS, "length": -1}]},
+                {"attributes": [{**SAYS, "value": float("nan")}]},
             )
         ),
     ],
