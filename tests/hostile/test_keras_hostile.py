@@ -170,7 +170,7 @@ def test_nothing_that_a_config_names_is_run(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_archives_cut_or_changed_anywhere(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "m.keras"
     at = data.draw(st.integers(0, len(ARCHIVE) - 1))
@@ -310,7 +310,7 @@ def test_texts_out_of_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_headers_changed_anywhere(data: st.DataObject, tmp_path: Path) -> None:
     content, reference, heap = with_text()
     # the object header with the attribute, and the heap
