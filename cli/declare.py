@@ -20,11 +20,13 @@ DOWNSTREAM: Final = "Downstream (--task sst5, snli, squad)"
 PROGRAM: Final = "A program, or a task of another package"
 SWEEP: Final = "Sweep"
 RULES: Final = "Rules"
+WHAT_COUNTS: Final = "What counts"
 OUTPUT: Final = "Output"
 RUN: Final = "Run"
 
 _HEADINGS: Final = (
-    INPUT, WHAT, HOW_FAR, HOW, RULES, TASK, LM, DOWNSTREAM, PROGRAM, SWEEP, OUTPUT, RUN,
+    INPUT, WHAT, HOW_FAR, HOW, RULES, TASK, LM, DOWNSTREAM, PROGRAM, SWEEP, WHAT_COUNTS, OUTPUT,
+    RUN,
 )  # fmt: skip
 
 

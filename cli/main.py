@@ -20,6 +20,7 @@ from ckptshrink_cli.streams import Run, say
 
 COMMANDS: Final[dict[str, str]] = {
     "inspect": "List the tensors of checkpoints, and what each of them is.",
+    "check": "Say what is wrong with files, without loading them.",
     "plan": "Show what would become of every tensor.",
     "compress": "Write a smaller checkpoint.",
     "verify": "Prove that an artefact is what its manifest says.",

@@ -203,7 +203,7 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
         return "hdf5"
     if start.startswith(b"PK"):
         return _format_of_zip(file.path)
-    if start.startswith(_LEGACY_TORCH) or _is_pickle(file, start):
+    if start.startswith(_LEGACY_TORCH) or begins_as_pickle(file, start):
         return "torch"
     if _is_tar(start) and is_torch_tar(file):
         return "torch"
@@ -231,7 +231,8 @@ def _has_user_block(file: SourceFile) -> bool:
     return False
 
 
-def _is_pickle(file: SourceFile, start: bytes) -> bool:
+def begins_as_pickle(file: SourceFile, start: bytes) -> bool:
+    """Tell whether a file is taken for a pickle, whatever else it is."""
     if start[:1] == b"\x80" and start[1:2] in {b"\2", b"\3", b"\4", b"\5"}:
         return True
     # Protocols 0 and 1 have no header. They begin with a mark, an empty list or dict, or a global,
@@ -250,7 +251,7 @@ def _format_of_shards(index: SourceFile) -> str:
     first = next(iter(read_index(index).shard_paths().values()))
     with closing(SourceFile(first)) as shard:
         start = bytes(shard.read(0, min(shard.size, _START)))
-        is_torch = start.startswith((b"PK", _LEGACY_TORCH)) or _is_pickle(shard, start)
+        is_torch = start.startswith((b"PK", _LEGACY_TORCH)) or begins_as_pickle(shard, start)
     # what is neither is left to the reader of safetensors, which says what is wrong with it
     return "torch-shards" if is_torch else "safetensors"
 

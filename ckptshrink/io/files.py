@@ -91,6 +91,16 @@ class SourceFile:
         window._base, window.size = self._base + offset, nbytes
         return window
 
+    @property
+    def descriptor(self) -> int:
+        """Number of the open file, to be handed to another process with `base` and `size`."""
+        return self._fd
+
+    @property
+    def base(self) -> int:
+        """Where its first byte lies in the open file: 0 unless it is a window."""
+        return self._base
+
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return ``nbytes`` bytes from `offset` in a new, writable array.
 

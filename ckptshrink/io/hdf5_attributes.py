@@ -6,13 +6,13 @@ Read are numbers, texts, and lists of either. `hdf5_texts` reads those of variab
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from ckptshrink.errors import UnsafeCheckpointError
 from ckptshrink.io.hdf5_dataset import numpy_dtype, shown
+from ckptshrink.io.hdf5_index import Attribute
 from ckptshrink.io.hdf5_library import h5a, h5o, h5py, h5s, h5t
 from ckptshrink.io.hdf5_texts import Texts
 
@@ -21,30 +21,6 @@ MAX_ATTRIBUTES: Final = 10_000
 
 _MAX_NBYTES: Final = 1 << 20
 _CHARSETS: Final = {h5t.CSET_ASCII: "ascii", h5t.CSET_UTF8: "utf-8"}
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """A number, a text, or a list of either.
-
-    Attributes
-    ----------
-    name : str
-    dtype : str
-        numpy's code for numbers (``"<f4"``), ``"utf-8"`` or ``"ascii"`` for text.
-    length : int or None
-        Bytes of a text of fixed length; None for others, and for numbers.
-    value : int, float, bool, str or a list of them
-    """
-
-    name: str
-    dtype: str
-    length: int | None
-    value: Any
-
-    def record(self) -> dict[str, Any]:
-        """Return the attribute as a JSON value; ``Attribute(**value)`` makes it again."""
-        return asdict(self)
 
 
 def read_attributes(item: Any, texts: Texts) -> tuple[tuple[Attribute, ...], tuple[str, ...]]:

@@ -5,7 +5,6 @@ objects, and unpacks a chunk for as long as its stream goes on. None of that is 
 """
 
 import zlib
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from ckptshrink.errors import (
     UnsafeCheckpointError,
     printable,
 )
+from ckptshrink.io.hdf5_index import Storage, code_of
 from ckptshrink.io.hdf5_library import h5d, h5s, h5t
 from ckptshrink.tensors import nbytes_of
 
@@ -24,52 +24,12 @@ MAX_CHUNK: Final = 256 << 20
 
 _FILTERS: Final = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
-_CODES: Final = {
-    ("f", 8): "F64", ("f", 4): "F32", ("f", 2): "F16", ("b", 1): "BOOL",
-    ("i", 8): "I64", ("i", 4): "I32", ("i", 2): "I16", ("i", 1): "I8",
-    ("V", 2): "BF16",  # of Keras 3, see `is_opaque_pair`
-    ("u", 8): "U64", ("u", 4): "U32", ("u", 2): "U16", ("u", 1): "U8",
-}  # fmt: skip
-
 _TYPE_NAMES: Final = {
     h5t.BITFIELD: "bit fields", h5t.OPAQUE: "opaque bytes", h5t.COMPOUND: "a compound type",
     h5t.REFERENCE: "references", h5t.ENUM: "an enumeration", h5t.VLEN: "sequences",
     h5t.ARRAY: "arrays", h5t.FLOAT: "floats without a numpy dtype",
     h5t.INTEGER: "integers without a numpy dtype",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """How a dataset is stored.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    stored : numpy dtype
-        With the byte order of the file.
-    dtype : str
-        A key of `tensors.ITEMSIZE`.
-    offset : int or None
-        Where the payload lies in the file as it is, little-endian; None if the library has to
-        convert or unpack it, and if there is none.
-    chunks, maxshape : tuple or None
-    filters : tuple of (str, int or None)
-        In the order of writing, with gzip's level.
-    """
-
-    shape: tuple[int, ...]
-    stored: "np.dtype[Any]"
-    dtype: str
-    offset: int | None
-    chunks: tuple[int, ...] | None
-    maxshape: tuple[int | None, ...] | None
-    filters: tuple[tuple[str, int | None], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the payload."""
-        return nbytes_of(self.shape, self.dtype)
 
 
 def why_no_tensor(item: h5d.DatasetID, path: str) -> str | None:
@@ -153,11 +113,6 @@ def numpy_dtype(kind: h5t.TypeID) -> tuple["np.dtype[Any]", str] | None:
     if code is None or is_enum or dtype.itemsize != kind.get_size():
         return None
     return dtype, code
-
-
-def code_of(dtype: "np.dtype[Any]") -> str | None:
-    """Return the key of `tensors.ITEMSIZE` for a numpy dtype, in either byte order."""
-    return _CODES.get((dtype.kind, dtype.itemsize))
 
 
 def check_chunks(storage: Storage, item: h5d.DatasetID, path: str, file_size: int) -> None:

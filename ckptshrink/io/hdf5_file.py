@@ -14,21 +14,10 @@ from numpy.typing import NDArray
 
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import CheckpointError, ManifestMismatchError, OutputError
+from ckptshrink.io import hdf5_process
 from ckptshrink.io.checkpoint import Checkpoint, Reader
 from ckptshrink.io.files import SourceFile
-from ckptshrink.io.hdf5_attributes import Attribute, write_attributes
-from ckptshrink.io.hdf5_dataset import check_chunks, code_of
-from ckptshrink.io.hdf5_library import (
-    h5d,
-    h5p,
-    h5py,
-    h5s,
-    library_errors,
-    one_line,
-    open_output,
-    open_view,
-)
-from ckptshrink.io.hdf5_walk import Dataset, Walk, walk
+from ckptshrink.io.hdf5_index import Attribute, Dataset, Index, code_of, one_line
 from ckptshrink.io.keras_hdf5 import keras_file
 from ckptshrink.io.safetensors_header import strict_json
 from ckptshrink.tensors import TensorRef
@@ -50,13 +39,13 @@ class Hdf5Reader:
         self,
         checkpoint: Checkpoint,
         file: SourceFile,
-        h5: h5py.File,
+        library: hdf5_process.Library,
         datasets: Mapping[str, Dataset],
     ) -> None:
         self.checkpoint = checkpoint
         self.file = file
         self.datasets = datasets
-        self._h5 = h5
+        self._library = library
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Return the payload of a tensor: a new, writable array of ``nbytes`` bytes.
@@ -64,20 +53,16 @@ class Hdf5Reader:
         Raises
         ------
         CorruptCheckpointError
-            A chunk is damaged.
+            A chunk is damaged, or the library ended over it.
         UnsafeCheckpointError
-            A chunk would unpack to more than its size.
+            A chunk would unpack to more than its size, or takes too long.
         """
         storage = self.datasets[name].storage
         if storage.offset is not None:
             return self.file.read(storage.offset, storage.nbytes)
-        with library_errors(self.file.path):
-            item = self._h5[name].id
-            check_chunks(storage, item, name, self.file.size)
-            data = np.empty(storage.shape, storage.stored.newbyteorder("<"))
-            if data.size:
-                item.read(h5s.ALL, h5s.ALL, data)
-        return data.reshape(-1).view(np.uint8)
+        if storage.nbytes == 0:
+            return np.empty(0, np.uint8)
+        return self._library.payload(name, storage.nbytes)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the payload of a tensor in order, each part valid until the next is asked for."""
@@ -91,7 +76,7 @@ class Hdf5Reader:
 
     def close(self) -> None:
         """Close the files."""
-        self._h5.close()
+        self._library.close()
         self.file.close()
 
 
@@ -107,6 +92,7 @@ def open_hdf5(path: Path) -> Hdf5Reader:
     UnsafeCheckpointError
         It leads to other files, or announces sizes out of proportion.
     """
+    hdf5_process.start()  # first of all: it gets ready while we look at the file
     return open_hdf5_in(SourceFile(path))
 
 
@@ -115,20 +101,25 @@ def open_hdf5_in(file: SourceFile) -> Hdf5Reader:
     path = file.path
     with ExitStack() as opened:
         opened.callback(file.close)
-        with library_errors(path):
-            h5 = open_view(file)
-            opened.callback(h5.close)
-            found = walk(h5, file)
+        library = hdf5_process.Library(file)
+        opened.callback(library.close)
+        found = library.index
         datasets = {dataset.name: dataset for dataset in found.datasets}
         tensors = {name: _ref(dataset, path.name) for name, dataset in datasets.items()}
-        with library_errors(path):
+        try:
             keras = keras_file(found, tensors)
-        # one dataset of two names must come first by its own
-        if keras is not None and not any(ref.shares_with for ref in tensors.values()):
-            tensors = {name: tensors[name] for name in keras.order}
+        except CheckpointError as error:
+            error.path = error.path or str(path)
+            raise
+        notes = list(found.notes)
+        if keras is not None:
+            notes += keras.notes
+            # one dataset of two names must come first by its own
+            if not any(ref.shares_with for ref in tensors.values()):
+                tensors = {name: tensors[name] for name in keras.order}
         sidecars: tuple[Path, ...] = ()
         if any(name.startswith("RNN_0/RNN/") for name in datasets):
-            sidecars = _options_beside(path, found)
+            sidecars = _options_beside(path, notes)
         checkpoint = Checkpoint(
             root=path,
             format="hdf5",
@@ -137,10 +128,10 @@ def open_hdf5_in(file: SourceFile) -> Hdf5Reader:
             container=_container(found),
             doubts=keras.doubts if keras is not None else {},
             sidecars=sidecars,
-            notes=tuple(found.notes),
+            notes=tuple(notes),
         )
         opened.pop_all()
-    return Hdf5Reader(checkpoint, file, h5, datasets)
+    return Hdf5Reader(checkpoint, file, library, datasets)
 
 
 def write_new(
@@ -173,6 +164,10 @@ def write_new(
     ManifestMismatchError
         The record is not one of this module, or a tensor is not in it.
     """
+    # Not above: what only reads a file starts faster without the library in its own process.
+    from ckptshrink.io.hdf5_attributes import write_attributes
+    from ckptshrink.io.hdf5_library import open_output
+
     groups, datasets = _recorded(container, tensors)
     with _writing(path), open_output(path, "x") as file:
         for name, record in datasets.items():
@@ -233,11 +228,20 @@ def write_like(
                     out.seek(offset)
                     _write_all(out, _checked(replaced[name](), refs[name]).data)
         if packed:
-            with open_output(path, "r+") as h5:
-                for name in packed:
-                    storage = opened.datasets[name].storage
-                    data = _checked(replaced[name](), refs[name])
-                    _write(h5[name].id, data, storage.shape, storage.stored)
+            records = [_packed_record(opened.datasets[name]) for name in packed]
+            hdf5_process.overwrite(
+                path, records, lambda name: _checked(replaced[name](), refs[name]).data
+            )
+
+
+def _packed_record(dataset: Dataset) -> dict[str, Any]:
+    storage = dataset.storage
+    return {
+        "name": dataset.name,
+        "shape": list(storage.shape),
+        "dtype": storage.stored.str,
+        "nbytes": storage.nbytes,
+    }
 
 
 def _ref(dataset: Dataset, file: str) -> TensorRef:
@@ -247,7 +251,7 @@ def _ref(dataset: Dataset, file: str) -> TensorRef:
     )
 
 
-def _options_beside(path: Path, found: Walk) -> tuple[Path, ...]:
+def _options_beside(path: Path, notes: list[str]) -> tuple[Path, ...]:
     """Return the options of an ELMo: its own by name, or ``options.json`` in its folder."""
     # Published files are called PREFIX_weights.hdf5 and PREFIX_options.json.
     stems = (path.stem, path.stem.removesuffix("_weights"))
@@ -257,7 +261,7 @@ def _options_beside(path: Path, found: Walk) -> tuple[Path, ...]:
             continue
         if _is_options(beside):
             return (beside,)
-        found.notes.append(f"{name} beside it is not the options of an ELMo, left out")
+        notes.append(f"{name} beside it is not the options of an ELMo, left out")
     return ()
 
 
@@ -273,7 +277,7 @@ def _is_options(path: Path) -> bool:
         return False
 
 
-def _container(found: Walk) -> dict[str, Any]:
+def _container(found: Index) -> dict[str, Any]:
     """Return what `write_new` needs, as JSON values."""
     return {
         "groups": [
@@ -338,7 +342,9 @@ def _parents(names: Iterable[str]) -> set[str]:
     return found
 
 
-def _create(file: h5py.File, ref: TensorRef, record: Mapping[str, Any]) -> Any:
+def _create(file: Any, ref: TensorRef, record: Mapping[str, Any]) -> Any:
+    from ckptshrink.io.hdf5_library import h5d, h5p
+
     filters = record["filters"]
     packing = next((name for name in ("gzip", "lzf") if name in filters), None)
     properties = h5p.create(h5p.DATASET_CREATE)
@@ -402,6 +408,8 @@ def _write(
     item: Any, data: NDArray[np.uint8], shape: tuple[int, ...], stored: "np.dtype[Any]"
 ) -> None:
     """Write little-endian bytes; the library turns them round where the file is big-endian."""
+    from ckptshrink.io.hdf5_library import h5s
+
     if data.size:
         values = data.view(stored.newbyteorder("<")).reshape(shape)
         item.write(h5s.ALL, h5s.ALL, np.require(values, requirements=["C", "A"]))

@@ -17,12 +17,13 @@ from typing import Any
 import h5py
 from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
-from ckptshrink.errors import CkptshrinkError, CorruptCheckpointError, printable
+from ckptshrink.errors import CkptshrinkError, CorruptCheckpointError
 from ckptshrink.io.files import SourceFile
+from ckptshrink.io.hdf5_index import one_line
 
 __all__ = [
     "h5a", "h5d", "h5g", "h5l", "h5o", "h5p", "h5py", "h5s", "h5t",
-    "library_errors", "one_line", "open_output", "open_view",
+    "library_errors", "open_output", "open_view",
 ]  # fmt: skip
 
 
@@ -120,8 +121,13 @@ class _Output(io.RawIOBase):
 
 
 @contextmanager
-def open_output(path: Path, mode: str) -> Iterator[h5py.File]:
+def open_output(target: Path | io.FileIO, mode: str) -> Iterator[h5py.File]:
     """Open a file for writing: a new one with ``"x"``, one that exists with ``"r+"``.
+
+    Parameters
+    ----------
+    target : Path or FileIO
+        One that is open already is closed afterwards.
 
     Raises
     ------
@@ -129,7 +135,9 @@ def open_output(path: Path, mode: str) -> Iterator[h5py.File]:
         When it is closed: the first failure to write.
     """
     # Readable too: the library reads back what it has written and dropped from its cache.
-    with io.FileIO(path, "x+" if mode == "x" else mode) as file:
+    if isinstance(target, Path):
+        target = io.FileIO(target, "x+" if mode == "x" else mode)
+    with target as file:
         output = _Output(file)
         try:
             with h5py.File(output, "w" if mode == "x" else mode) as h5:
@@ -160,9 +168,3 @@ def library_errors(path: Path) -> Iterator[None]:
             path=path,
             hint="the file is damaged or was cut short: get it again",
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's text, cut to 200 characters."""
-    text = str(error.args[0]) if len(error.args) == 1 else str(error)
-    return printable(text.strip().split("\n", 1)[0])[:200] or type(error).__name__

@@ -9,14 +9,9 @@ from typing import Final
 
 from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError, printable
 from ckptshrink.io.files import SourceFile
-from ckptshrink.io.hdf5_attributes import Attribute, read_attributes
-from ckptshrink.io.hdf5_dataset import (
-    Storage,
-    is_opaque_pair,
-    shown,
-    storage_of,
-    why_no_tensor,
-)
+from ckptshrink.io.hdf5_attributes import read_attributes
+from ckptshrink.io.hdf5_dataset import is_opaque_pair, shown, storage_of, why_no_tensor
+from ckptshrink.io.hdf5_index import Attribute, Dataset, Group, Index, says_bfloat16
 from ckptshrink.io.hdf5_library import h5d, h5g, h5l, h5o, h5py
 from ckptshrink.io.hdf5_texts import Texts
 
@@ -28,35 +23,6 @@ _EXPANSION: Final = 64
 _FREE_FILE: Final = 64 << 20
 _FILE_EXPANSION: Final = 16
 """A dataset may be 64 times its storage and all together 16 times the file, or these free sizes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A group by its path without the leading slash; the root is ``""``."""
-
-    name: str
-    attributes: tuple[Attribute, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A dataset that holds a tensor.
-
-    Attributes
-    ----------
-    name : str
-        Path without the leading slash.
-    storage : Storage
-    shares_with : str or None
-        An earlier dataset of which this name is another hard link.
-    attributes : tuple of Attribute
-        Of the first name only, since they belong to the dataset and not to its names.
-    """
-
-    name: str
-    storage: Storage
-    shares_with: str | None
-    attributes: tuple[Attribute, ...]
 
 
 @dataclass(slots=True)
@@ -79,6 +45,10 @@ class Walk:
         for name in left_out:
             self.pass_over(path, f"the attribute {name}")
         return kept
+
+    def index(self) -> Index:
+        """Return what was found."""
+        return Index(tuple(self.groups), tuple(self.datasets), tuple(self.notes))
 
     def pass_over(self, path: str, what: str) -> None:
         """Note what a file written anew will not have."""
@@ -199,9 +169,8 @@ def _add_dataset(item: h5d.DatasetID, path: str, found: Walk) -> None:
 
 
 def _says_bfloat16(item: h5d.DatasetID, found: Walk) -> bool:
-    """Return whether an attribute says that pairs of bytes are bfloat16, as Keras 3 writes it."""
     attributes, _ = read_attributes(item, found.texts)
-    return any(a.name == "dtype" and a.value == "bfloat16" for a in attributes)
+    return says_bfloat16(attributes)
 
 
 def _check_proportion(kept: int, nbytes: int, path: str, found: Walk) -> None:

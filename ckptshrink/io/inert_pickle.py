@@ -55,6 +55,13 @@ def decode(data: bytes, start: int = 0, *, path: str | PathLike[str] | None = No
     'os.system'
     """
     machine = Machine(data, start, path)
+    value = run(machine)
+    return Decoded(value, machine.pos, tuple(machine.persistent))
+
+
+def run(machine: Machine) -> Value:
+    """Run a machine up to STOP, and return the value on top; raises as `decode` does."""
+    data = machine.data
     size = len(data)
     for n_ops in range(MAX_OPS):
         if machine.pos >= size:
@@ -62,7 +69,7 @@ def decode(data: bytes, start: int = 0, *, path: str | PathLike[str] | None = No
         op = data[machine.pos]
         machine.pos += 1
         if op == _STOP:
-            return Decoded(machine.pop(), machine.pos, tuple(machine.persistent))
+            return machine.pop()
         handler = _HANDLERS.get(op)
         if handler is None:
             raise machine.corrupt(f"unknown pickle opcode {op:#04x}")

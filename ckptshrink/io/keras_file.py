@@ -26,7 +26,7 @@ from ckptshrink.errors import (
     UnsafeCheckpointError,
     printable,
 )
-from ckptshrink.io import hdf5_file
+from ckptshrink.io import hdf5_file, hdf5_process
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_file import Hdf5Reader, open_hdf5_in
@@ -99,6 +99,7 @@ def open_keras(path: Path) -> KerasReader:
         Entries overlap, share a name, lead elsewhere or inflate out of proportion, or the weights
         would be refused by themselves.
     """
+    hdf5_process.start()  # gets ready while we look at the archive
     with ExitStack() as opened:
         archive = SourceFile(path)
         opened.callback(archive.close)

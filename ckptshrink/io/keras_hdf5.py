@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ckptshrink.errors import CorruptCheckpointError, printable
-from ckptshrink.io.hdf5_walk import Walk
+from ckptshrink.io.hdf5_index import Index
 from ckptshrink.io.keras_config import cells_in, check_named
 from ckptshrink.tensors import TensorRef
 
@@ -28,16 +28,17 @@ class KerasFile:
         Names of the tensors in the order of the model, those that no attribute lists behind.
     doubts : mapping of str to str
         Tensors whose role the config leaves open, and why.
+    notes : tuple of str
+        Where datasets lie among a model's and none of its layers has them.
     """
 
     order: tuple[str, ...]
     doubts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def keras_file(found: Walk, tensors: Mapping[str, TensorRef]) -> KerasFile | None:
+def keras_file(found: Index, tensors: Mapping[str, TensorRef]) -> KerasFile | None:
     """Return what Keras's attributes say of a file, None if it has none.
-
-    Adds a note to `found` where datasets lie among a model's and none of its layers has them.
 
     Raises
     ------
@@ -57,10 +58,11 @@ def keras_file(found: Walk, tensors: Mapping[str, TensorRef]) -> KerasFile | Non
     order = _model_order(attributes, prefix, tensors)
     unlisted = [name for name in tensors if name.startswith(prefix) and name not in order]
     outside = ("optimizer_weights/", f"{prefix}top_level_model_weights/")
-    if left := [name for name in unlisted if not name.startswith(outside)]:
-        found.notes.append(f"{printable(left[0])}: no layer lists it ({len(left)} such tensors)")
+    left = [name for name in unlisted if not name.startswith(outside)]
+    notes = [f"{printable(left[0])}: no layer lists it ({len(left)} such tensors)"] if left else []
     names = (*order, *(name for name in tensors if name not in order))
-    return KerasFile(names, _doubts(attributes.get("", {}).get("model_config"), tensors, prefix))
+    doubts = _doubts(attributes.get("", {}).get("model_config"), tensors, prefix)
+    return KerasFile(names, doubts, tuple(notes))
 
 
 def _model_order(

@@ -4,7 +4,7 @@ import codecs
 import re
 from collections.abc import Callable
 from os import PathLike
-from typing import Final
+from typing import Any, Final
 
 from ckptshrink.errors import (
     CorruptCheckpointError,
@@ -22,6 +22,9 @@ MAX_OPS: Final = 2_000_000
 MAX_STACK: Final = 200_000
 """Values waiting on the stack. Picklers batch by 1,000, so that only deep nesting comes near."""
 
+MAX_NOTED: Final = 300_000
+"""Names, and calls, that a survey notes of one pickle."""
+
 _MAX_DIGITS: Final = 1024
 _HIGHEST_PROTOCOL: Final = 5
 
@@ -34,7 +37,9 @@ _ESCAPES: Final = {b"\\": b"\\", b"'": b"'", b'"': b'"', b"n": b"\n", b"r": b"\r
 class Machine:
     """The pickle machine: a stack with marks, a memo, and a position in the bytes."""
 
-    __slots__ = ("data", "marks", "memo", "path", "persistent", "pos", "stack", "start")
+    __slots__ = (
+        "data", "made", "marks", "memo", "path", "persistent", "pos", "stack", "start", "tokens",
+    )  # fmt: skip
 
     def __init__(self, data: bytes, start: int, path: str | PathLike[str] | None) -> None:
         self.data = data
@@ -44,6 +49,10 @@ class Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Value] = {}
         self.persistent: list[Persistent] = []
+        # For a survey, every name and call, those that are dropped from the stack again too: an
+        # unpickler would have made them by then.
+        self.tokens: list[Token] | None = None
+        self.made: list[Made] | None = None
 
     def check_limits(self) -> None:
         """Refuse a stack or a pickle that no checkpoint needs."""
@@ -208,14 +217,14 @@ class Machine:
 
     def named(self) -> Token:
         """Return the name that two lines spell."""
-        return Token(self.utf8(self.line()), self.utf8(self.line()))
+        return self.name(Token(self.utf8(self.line()), self.utf8(self.line())))
 
     def stack_global(self) -> None:
         """Push the name that two strings spell."""
         name, module = self.pop(), self.pop()
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.corrupt("a global whose name is not a string")
-        self.stack.append(Token(module, name))
+        self.stack.append(self.name(Token(module, name)))
 
     def refer(self, pid: Value) -> None:
         """Push a persistent id and note it."""
@@ -223,10 +232,27 @@ class Machine:
         self.persistent.append(reference)
         self.stack.append(reference)
 
+    def name(self, token: Token) -> Token:
+        """Note a name, where names are noted, and return it."""
+        if self.tokens is not None:
+            self._note(self.tokens, token)
+        return token
+
+    def _note(self, noted: list[Any], one: Token | Made) -> None:
+        if len(noted) >= MAX_NOTED:
+            raise self.unsafe(f"more than {MAX_NOTED:,} names or calls")
+        noted.append(one)
+
+    def make(self, made: Made) -> None:
+        """Push the record of a call, and note it where calls are noted."""
+        if self.made is not None:
+            self._note(self.made, made)
+        self.stack.append(made)
+
     def call(self) -> None:
         """Push the record of a call."""
         args = self.pop_args()
-        self.stack.append(Made(self.pop(), args))
+        self.make(Made(self.pop(), args))
 
     def call_with_keywords(self) -> None:
         """Push the record of a call with keyword arguments."""
@@ -234,19 +260,19 @@ class Machine:
         if not isinstance(kwargs, Pairs):
             raise self.corrupt("keyword arguments that are not a dict")
         args = self.pop_args()
-        self.stack.append(Made(self.pop(), args, kwargs))
+        self.make(Made(self.pop(), args, kwargs))
 
     def instance(self) -> None:
         """Push the record of a call on a name and the values above the mark."""
         target = self.named()
-        self.stack.append(Made(target, self.pop_to_mark()))
+        self.make(Made(target, self.pop_to_mark()))
 
     def object(self) -> None:
         """Push the record of a call, all of it above the mark."""
         items = self.pop_to_mark()
         if not items:
             raise self.corrupt("an object without a class")
-        self.stack.append(Made(items[0], items[1:]))
+        self.make(Made(items[0], items[1:]))
 
     def build(self) -> None:
         """Give a state to the record on top."""

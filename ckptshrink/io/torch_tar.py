@@ -6,7 +6,7 @@ and then with the storages that are parts of others. Python's tarfile would extr
 and trust sizes: the walk here only looks at headers, and never leaves the file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -160,6 +160,8 @@ class TarContainer:
     Parameters
     ----------
     file : SourceFile
+    watch : callable, optional
+        Told of every pickle before it is decoded: where it begins, and where it must have ended.
 
     Raises
     ------
@@ -179,8 +181,9 @@ class TarContainer:
     format = "torch-tar"
     constants: Value = None
 
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, file: SourceFile, watch: Callable[[int, int], object] | None = None) -> None:
         self._file = file
+        self._watch = watch
         self._members = tar_members(file)
         self._check_system()
         self.pickled = self._decoded(self._members["pickle"], window=LARGE)
@@ -207,7 +210,10 @@ class TarContainer:
         return self._file.chunks(self.places[key][0] + start, nbytes)
 
     def _decoded(self, member: Member, at: int | None = None, window: int = _SMALL) -> Decoded:
-        return decode_at(self._file, member.start if at is None else at, member.stop, window)
+        start = member.start if at is None else at
+        if self._watch is not None:
+            self._watch(start, member.stop)
+        return decode_at(self._file, start, member.stop, window)
 
     def _check_system(self) -> None:
         pairs = as_pairs(self._decoded(self._members["sys_info"]).value)

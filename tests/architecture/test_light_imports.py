@@ -54,9 +54,16 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
 
 def test_inspect_imports_the_format_it_reads_and_no_more(fixtures: Path) -> None:
+    # HDF5 runs in a process of its own
     elmo = modules_after("inspect", fixtures / "elmo" / "elmo.hdf5")
-    assert "h5py" in elmo
-    assert not elmo & {"torch", "pydantic", "rich", "safetensors"}
+    assert not elmo & {"torch", "pydantic", "rich", "safetensors", "h5py"}
+
+
+def test_inspect_of_keras_files_imports_no_library(fixtures: Path) -> None:
+    files = sorted((fixtures / "keras").iterdir())
+    assert {path.suffix for path in files} == {".h5", ".keras"}
+    made = modules_after("inspect", *files)
+    assert not made & {"torch", "pydantic", "rich", "safetensors", "h5py"}
 
 
 def test_inspect_of_a_torch_file_imports_neither_torch_nor_h5py(fixtures: Path) -> None:

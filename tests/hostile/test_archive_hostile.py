@@ -220,7 +220,7 @@ def test_a_good_archive_is_read_in_every_form(tmp_path: Path) -> None:
 @given(st.integers(0, len(PACKED) - 1), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_cut_or_changed_anywhere(at: int, cut: bool) -> None:
-    """An archive cut short is refused; so is a changed byte, unless it is in a field of no use."""
+    """An archive cut short is refused; so is a changed byte, unless the archive is the same."""
     content = PACKED[:at] if cut else PACKED[:at] + bytes([PACKED[at] ^ 0x55]) + PACKED[at + 1 :]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tar.gz"
@@ -231,7 +231,8 @@ def test_cut_or_changed_anywhere(at: int, cut: bool) -> None:
             assert "\n" not in str(error)
         else:
             assert not cut
-            assert at in range(4, 10)  # time and system in gzip's header
+            # time and system in gzip's header; or the distance to another run of the same bytes
+            assert gzip.decompress(content) == PLAIN
 
 
 def test_any_bytes_of_a_header_end_in_an_error_or_an_index(tmp_path: Path) -> None:

@@ -128,17 +128,17 @@ def test_the_helpers_make_readable_files(tmp_path: Path) -> None:
 def test_every_prefix_is_refused(samples: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "cut.pt"
     for data in samples:
-        for cut in range(0, len(data), max(1, len(data) // 150)):
+        for cut in range(0, len(data), max(1, len(data) // 60)):
             path.write_bytes(data[:cut])
             with pytest.raises(CheckpointError):
                 read_all(path)
 
 
-def test_2000_mutants_are_read_or_refused(samples: list[bytes], tmp_path: Path) -> None:
+def test_700_mutants_are_read_or_refused(samples: list[bytes], tmp_path: Path) -> None:
     rng = random.Random(20190801)
     path = tmp_path / "mutant.pt"
     outcomes = {"read": 0, "refused": 0}
-    for n in range(2000):
+    for n in range(700):
         data = bytearray(samples[n % len(samples)])
         for _ in range(rng.choice((1, 1, 2, 8))):
             at = rng.randrange(len(data))
@@ -159,7 +159,7 @@ def test_2000_mutants_are_read_or_refused(samples: list[bytes], tmp_path: Path) 
         except CheckpointError as error:
             outcomes["refused"] += 1
             assert "\n" not in str(error)
-    assert min(outcomes.values()) > 100, outcomes
+    assert min(outcomes.values()) > 35, outcomes
 
 
 def test_mutated_pickles_inside_a_sound_zip(samples: list[bytes], tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_mutated_pickles_inside_a_sound_zip(samples: list[bytes], tmp_path: Path
     with zipfile.ZipFile(io.BytesIO(samples[2])) as source:
         entries = {i.filename: source.read(i) for i in source.infolist()}
     refused = 0
-    for _ in range(1500):
+    for _ in range(500):
         data = bytearray(entries["sample/data.pkl"])
         for _ in range(rng.choice((1, 2, 5))):
             at = rng.randrange(len(data))
@@ -179,7 +179,7 @@ def test_mutated_pickles_inside_a_sound_zip(samples: list[bytes], tmp_path: Path
             read_all(path)
         except CheckpointError:
             refused += 1
-    assert refused > 500
+    assert refused > 150
 
 
 # Pickles that would run code. Each is placed where a tensor, a key or the whole object should be.

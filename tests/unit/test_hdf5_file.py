@@ -502,7 +502,7 @@ def test_a_file_that_is_open_elsewhere_in_the_process_is_read(tmp_path: Path) ->
 
 def test_plug_ins_are_switched_off_before_the_library_starts(fixtures: Path) -> None:
     script = (
-        "import os, ckptshrink.io.hdf5_file\n"
+        "import os, ckptshrink.io.hdf5_library\n"
         "assert os.environ['HDF5_PLUGIN_PRELOAD'] == '::'\n"
         "from h5py import h5z\n"
         "print(h5z.filter_avail(32001))\n"  # Blosc, which HDF5 looks for in shared objects

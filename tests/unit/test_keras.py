@@ -476,3 +476,69 @@ def test_bfloat16_as_keras_3_stores_it(tmp_path: Path) -> None:
         del file["vars/0"].attrs["dtype"]
     with pytest.raises(CheckpointError, match="holds opaque bytes"):
         open_hdf5(path)
+
+
+def packed_bfloat16() -> tuple[bytes, bytes]:
+    """Return weights of Keras 3 with one of bfloat16 that is packed, and its values."""
+    halves = (np.arange(2000, dtype="f4").view("u4") >> 16).astype("<u2").reshape(40, 50)
+    out = io.BytesIO(keras_models.keras3_weights())
+    with h5py.File(out, "r+") as file:
+        vars_ = file.create_group("layers/normal/vars")
+        vars_.create_dataset("0", data=halves.view("V2"), chunks=(8, 50), compression=1)
+        vars_["0"].attrs["dtype"] = "bfloat16"
+        vars_["1"] = halves.view("V2")
+        vars_["1"].attrs["dtype"] = "bfloat16"
+    return out.getvalue(), halves.tobytes()
+
+
+@pytest.mark.parametrize("form", ["h5", "stored", "deflated"])
+def test_packed_bfloat16_is_read_and_written_by_the_librarys_process(
+    form: str, tmp_path: Path
+) -> None:
+    weights, values = packed_bfloat16()
+    path, again = tmp_path / "x", tmp_path / "again"
+    if form == "h5":
+        path.write_bytes(weights)
+    else:
+        method = zipfile.ZIP_STORED if form == "stored" else zipfile.ZIP_DEFLATED
+        path.write_bytes(keras_models.keras3_archive(weights, method=method))
+    names = ("layers/normal/vars/0", "layers/normal/vars/1")
+    new = np.frombuffer(values, np.uint8)[::-1].copy()
+    with closing(open_checkpoint(path)) as reader:
+        for name in names:
+            assert reader.checkpoint.tensors[name].dtype == "BF16"
+            assert reader.read(name).tobytes() == values
+        replaced = dict.fromkeys(names, lambda: new)
+        if form == "h5":
+            hdf5_file.write_like(reader, replaced, again)
+        else:
+            with again.open("wb") as out:
+                write_like(reader, replaced, tmp_path / "scratch", out)
+    with closing(open_checkpoint(again)) as reader:
+        for name in names:
+            assert reader.checkpoint.tensors[name].dtype == "BF16"
+            assert reader.read(name).tobytes() == new.tobytes()
+
+
+def test_two_archives_in_one_file_are_two_windows(tmp_path: Path) -> None:
+    """The library's process sees the window, and nothing of what lies around it."""
+    weights, values = packed_bfloat16()
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * 77 + weights + keras_models.keras3_weights())
+    with closing(SourceFile(path)) as whole:
+        size = path.stat().st_size
+        first = whole.window(77, len(weights))
+        second = whole.window(77 + len(weights), size - 77 - len(weights))
+        cut = whole.window(77, len(weights) - 1000)
+    with (
+        closing(hdf5_file.open_hdf5_in(first)) as one,
+        closing(hdf5_file.open_hdf5_in(second)) as two,
+    ):
+        assert one.read("layers/normal/vars/0").tobytes() == values
+        assert one.read("layers/normal/vars/1").tobytes() == values
+        assert "layers/normal/vars/0" not in two.checkpoint.tensors
+        assert two.read("layers/gru/cell/vars/1").tobytes() == (
+            by_h5py(keras_models.keras3_weights())["layers/gru/cell/vars/1"].tobytes()
+        )
+    with pytest.raises(CheckpointError):
+        hdf5_file.open_hdf5_in(cut)

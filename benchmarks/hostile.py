@@ -1,0 +1,348 @@
+"""Hostile files by the hundred thousand: gadget pickles, and mutants of sound checkpoints.
+
+    python benchmarks/hostile.py --gadgets 100000 --mutants 1000000 --seed 1
+
+Each is read by the library in a process with an audit hook. An event other than the opening of the
+very file counts, as does any error but ours, and a file that takes over a second of processor time.
+The same seed makes the same files. Exit status 1 if anything counted.
+"""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import pkgutil
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptshrink.errors import CheckpointError
+from ckptshrink.io.check import check_file
+from ckptshrink.io.detect import open_checkpoint
+from ckptshrink.io.torch_zip_writer import ZipWriter
+
+FORMS = (
+    "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "memo confusion",
+    "type confusion", "stacked", "truncated after payload", "BUILD", "dropped",
+)  # fmt: skip
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000"
+    b"X\x03\0\0\0cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89}tR"
+)
+PAYLOAD = bytes(8)
+
+
+def callables() -> list[tuple[str, str]]:
+    """Return every importable callable of the standard library, numpy and torch, by its names.
+
+    Modules are imported here, before any hook listens: nothing that is read does that.
+    """
+    import torch
+
+    skipped = ("idlelib", "test", "this", "antigravity", "turtledemo", "lib2to3", "__main__")
+    names = [n for n in sorted(sys.stdlib_module_names) if not n.startswith(skipped)]
+    found: set[tuple[str, str]] = set()
+    warnings.simplefilter("ignore")
+    for package in (np, torch):
+        names += [
+            info.name
+            for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+            if "__main__" not in info.name and "distutils" not in info.name
+        ]
+    for name in [*names, "numpy", "torch"]:
+        try:
+            module = __import__(name, fromlist=["x"])
+        except BaseException:
+            continue
+        members = vars(module).items()
+        found |= {(name, key) for key, value in list(members) if callable(value)}
+    return sorted(found)
+
+
+def text(value: str) -> bytes:
+    """Return the opcode that pushes a text."""
+    data = value.encode()
+    return b"X" + struct.pack("<L", len(data)) + data
+
+
+def gadget(module: str, name: str, form: str, rng: random.Random) -> bytes:
+    """Return a pickle that would call a callable in one of the `FORMS`."""
+    token = f"c{module}\n{name}\n".encode()
+    arg = text(rng.choice(["touch MARK", "/etc/passwd", "1+1", "http://127.0.0.1/"]))
+    args = arg + b"\x85"
+    where = rng.randrange(3)
+    match form:
+        case "REDUCE" | "stacked" | "truncated after payload":
+            call = token + args + b"R"
+        case "INST":
+            call = b"(" + arg + f"i{module}\n{name}\n".encode()
+        case "OBJ":
+            call = b"(" + token + arg + b"o"
+        case "NEWOBJ":
+            call = token + args + b"\x81"
+        case "NEWOBJ_EX":
+            call = token + args + b"}\x92"
+        case "STACK_GLOBAL":
+            call = text(module) + text(name) + b"\x93" + args + b"R"
+        case "memo confusion":  # the name is a harmless one until it is stored over
+            call = b"ccollections\nOrderedDict\nq\x010" + token + b"q\x010h\x01" + args + b"R"
+        case "type confusion":
+            call = text(module) + rng.choice([b"K\x01", b"N", b"]", token]) + b"\x93" + args + b"R"
+        case "BUILD":
+            call = token + b")R}" + text("__setstate__") + token + b"sb"
+        case _:
+            call = token + args + b"R0N"
+    if form == "truncated after payload":
+        return b"\x80\x02" + call
+    if form == "stacked":
+        return pickle.dumps({"a": 1}, 2) + b"\x80\x02" + call + b"."
+    if where == 0:
+        return b"\x80\x02" + call + b"."
+    if where == 1:
+        return b"\x80\x02}(" + text("w") + TENSOR + text("x") + call + b"u."
+    return b"\x80\x02}(" + call + TENSOR + b"u."
+
+
+def archive(entries: dict[str, bytes]) -> bytes:
+    """Return a zip file as torch writes them."""
+    out = io.BytesIO()
+    writer = ZipWriter(out)
+    for name, data in entries.items():
+        writer.add(name.encode(), len(data), [data])
+    writer.close()
+    return out.getvalue()
+
+
+def in_container(pickled: bytes, kind: int) -> bytes:
+    """Return a pickle by itself, in torch's zip container, or in the legacy one."""
+    if kind == 0:
+        return pickled
+    if kind == 1:
+        return archive({"a/data.pkl": pickled, "a/version": b"3\n", "a/data/0": PAYLOAD})
+    heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    tail = (2).to_bytes(8, "little") + PAYLOAD
+    return b"".join([*(pickle.dumps(v, 2) for v in heads), pickled, pickle.dumps(["0"], 2), tail])
+
+
+def gadgets(count: int, seed: int) -> Iterator[bytes]:
+    """Yield files, no two alike: every callable in every form first, then at random."""
+    rng = random.Random(seed)
+    names = callables()
+    pairs = [(module, name, form) for module, name in names for form in FORMS]
+    rng.shuffle(pairs)
+    for i in range(count):
+        module, name, form = pairs[i % len(pairs)]
+        yield in_container(gadget(module, name, form, rng), (i + i // len(pairs)) % 3)
+
+
+def samples() -> list[tuple[str, bytes]]:
+    """Return small sound files of every format."""
+    import h5py
+
+    state = b"\x80\x02}(" + text("w") + TENSOR + text("rnn.weight_hh_l0") + TENSOR + b"u."
+    plain = in_container(state, 1)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(plain)) as source, zipfile.ZipFile(packed, "w", 8) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    header = json.dumps(
+        {
+            "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "v": {"dtype": "F16", "shape": [2, 2], "data_offsets": [8, 16]},
+        }
+    ).encode()
+    safetensors = struct.pack("<Q", len(header)) + header + bytes(16)
+    hdf5 = io.BytesIO()
+    with h5py.File(hdf5, "w") as file:
+        file["g/w"] = np.arange(40, dtype="f4").reshape(5, 8)
+        file.create_dataset("p", data=np.arange(400.0), chunks=(100,), compression=1)
+        file.attrs["text"] = "text"
+    return [
+        ("zip", plain), ("legacy", in_container(state, 2)), ("pickle", state),
+        ("deflated", packed.getvalue()), ("safetensors", safetensors), ("hdf5", hdf5.getvalue()),
+    ]  # fmt: skip
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Return data with a few bytes changed, moved, doubled or cut off."""
+    new = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 12))):
+        at = rng.randrange(len(new) or 1)
+        match rng.randrange(6):
+            case 0:
+                new[at : at + 1] = bytes([rng.randrange(256)])
+            case 1 if new:
+                new[at] ^= 1 << rng.randrange(8)
+            case 2:
+                new[at : at + 8] = rng.choice([b"\xff" * 8, bytes(8), rng.randbytes(8)])
+            case 3:
+                other = rng.randrange(len(new) or 1)
+                new[at : at + 16] = new[other : other + rng.randrange(32)]
+            case 4:
+                new[at:at] = new[at : at + rng.randrange(40)]
+            case _ if rng.random() < 0.1:
+                del new[at:]
+    return bytes(new)
+
+
+def mutants(count: int, seed: int) -> Iterator[bytes]:
+    """Yield mutants; one in fifty is of HDF5, which takes a fork each."""
+    rng = random.Random(seed)
+    sound = dict(samples())
+    state = sound["pickle"]
+    for i in range(count):
+        if i % 50 == 0:
+            yield mutated(sound["hdf5"], rng)
+        elif i % 5 == 1:  # the checksum shields a pickle from plain changes: here it fits
+            yield in_container(mutated(state, rng), 1 + i % 2)
+        else:
+            yield mutated(sound[("zip", "legacy", "deflated", "safetensors")[i % 4]], rng)
+
+
+class Hook:
+    """Audit events other than the opening of the file that is looked at, and quiet ones."""
+
+    # An address that the reader asks for; handing an HDF5 file to the process that reads it.
+    quiet = ("builtins.id", "socket.__new__", "socket.sendmsg", "array.__new__")
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.allowed: set[str] = set()
+        self.events: list[str] = []
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note an event."""
+        if not self.listening or event.startswith(self.quiet):
+            return
+        if event == "open" and str(args[0]) in self.allowed:
+            return
+        self.events.append(f"{event} {args!r}"[:300])
+
+
+def read_all(path: Path) -> None:
+    """Open a checkpoint and read every tensor."""
+    with closing(open_checkpoint(path)) as reader:
+        for name in reader.checkpoint.tensors:
+            for _ in reader.chunks(name):
+                pass
+
+
+def both(path: Path) -> None:
+    """Read a file, and check it: the one refuses what the other looks into."""
+    try:
+        read_all(path)
+    finally:
+        check_file(path)
+
+
+def run(
+    files: Iterator[bytes], hook: Hook, folder: Path, act: Callable[[Path], object]
+) -> dict[str, Any]:
+    """Read every file, and return what came of it."""
+    path = folder / "hostile.bin"
+    hook.allowed = {str(path)}
+    result: dict[str, Any] = {"files": 0, "read": 0, "refused": 0, "slowest": 0.0, "wrong": []}
+    for data in files:
+        path.write_bytes(data)
+        hook.events.clear()
+        start = time.process_time()
+        hook.listening = True
+        try:
+            act(path)
+            outcome = "read"
+        except CheckpointError as error:
+            outcome = "refused"
+            if "\n" in str(error):
+                result["wrong"].append(f"{result['files']}: more than a line: {error}")
+        except BaseException as error:
+            outcome = "wrong"
+            result["wrong"].append(f"{result['files']}: {type(error).__name__}: {error}")
+        hook.listening = False
+        took = time.process_time() - start
+        result["slowest"] = max(result["slowest"], took)
+        if hook.events or took > 1:
+            result["wrong"].append(f"{result['files']}: {took:.2f} s, {hook.events[:3]}")
+        if result["wrong"] and len(result["wrong"]) <= 20:
+            (folder / f"wrong-{result['files']}").write_bytes(data)
+        result["files"] += 1
+        if result["files"] % 50_000 == 0:
+            print(f"  {result['files']:,} files, {len(result['wrong'])} wrong", file=sys.stderr)
+        if outcome != "wrong":
+            result[outcome] += 1
+    return result
+
+
+def warm_up(folder: Path) -> None:
+    """Read a sound file of every format, so that what is ours is imported: the codecs too."""
+    for name, data in samples():
+        path = folder / name
+        path.write_bytes(data)
+        if name != "pickle":
+            read_all(path)
+        check_file(path)
+        for cut in range(0, len(data), max(1, len(data) // 40)):
+            path.write_bytes(data[:cut])
+            for act in (read_all, check_file):
+                with suppress(CheckpointError):
+                    act(path)
+    for codec in ("unicode_escape", "raw_unicode_escape", "latin-1", "utf-8"):
+        "x".encode(codec).decode(codec)
+
+
+def main() -> int:
+    """Run it, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gadgets", type=int, default=2000)
+    parser.add_argument("--mutants", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--check", action="store_true", help="run check on mutants too")
+    parser.add_argument("--folder", type=Path, help="where the one file at a time is written")
+    given = parser.parse_args()
+    acts = {"gadgets": both, "mutants": both if given.check else read_all}
+    hook = Hook()
+    status = 0
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        warm_up(folder)
+        sources = {
+            "gadgets": gadgets(given.gadgets, given.seed),
+            "mutants": mutants(given.mutants, given.seed),
+        }
+        for kind, files in sources.items():
+            start = time.perf_counter()
+            first = [file for file in [next(files, None)] if file is not None]
+            # only now, since that has imported what gadgets are made of
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            result = run((f for part in (first, files) for f in part), hook, folder, acts[kind])
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            print(
+                f"{kind}: {result['files']:,} files (seed {given.seed}), {result['read']:,} read, "
+                f"{result['refused']:,} refused, {len(result['wrong'])} wrong, slowest "
+                f"{result['slowest']:.3f} s, {grown >> 10} MB more at most, "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
+            for line in result["wrong"][:20]:
+                print(f"  {line}")
+            status |= bool(result["wrong"])
+        leftover = sorted(p.name for p in Path.cwd().glob("MARK"))
+        status |= bool(leftover)
+    return status
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())
