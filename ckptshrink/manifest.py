@@ -6,6 +6,7 @@ path is in it: the same input, plan and seed give the same bytes.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,6 +16,7 @@ from ckptshrink.digest import value_sha256
 from ckptshrink.errors import ManifestMismatchError
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.plan import Action, Frozen, Grouping, Settings, issues_of
+from ckptshrink.version import __version__
 
 MANIFEST_SCHEMA_VERSION: Final = 1
 _MAX_BYTES: Final = 1 << 30
@@ -137,6 +139,9 @@ class Manifest(Frozen):
         default_factory=dict, description="what restore needs to write the source's container again"
     )
     tool: Tool
+    job_key: str = Field(
+        "", description="hash of what a batch job was to do, see `job_key_of`; absent of others"
+    )
     manifest_sha256: str = Field("", description="of the canonical JSON of all other fields")
 
     def sealed(self) -> "Manifest":
@@ -145,14 +150,33 @@ class Manifest(Frozen):
 
     def content_sha256(self) -> str:
         """Return the hash of every field but the hash itself."""
-        return value_sha256(self.model_dump(mode="json", exclude={"manifest_sha256"}))
+        document = self._document()
+        del document["manifest_sha256"]
+        return value_sha256(document)
 
     def to_bytes(self) -> bytes:
         """Return the one text of this manifest."""
-        text = json.dumps(
-            self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False
-        )
+        text = json.dumps(self._document(), indent=1, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
+
+    def _document(self) -> dict[str, Any]:
+        # without the field where it is empty: manifests from before it have the same bytes still
+        return self.model_dump(mode="json", exclude=None if self.job_key else {"job_key"})
+
+
+def job_key_of(inputs: Iterable[tuple[str, str]], configuration: str) -> str:
+    """Return the key of a batch job: the same for the same input, configuration and version.
+
+    Parameters
+    ----------
+    inputs : iterable of (str, str)
+        Name and SHA-256 of each file that is read, and then of each that is carried along.
+    configuration : str
+        Hash of everything that was asked for.
+    """
+    return value_sha256(
+        {"configuration": configuration, "inputs": list(map(list, inputs)), "tool": __version__}
+    )
 
 
 def read_manifest(artefact: Path) -> Manifest:

@@ -24,6 +24,7 @@ from ckptshrink.manifest import (
     Tied,
     Tool,
     Totals,
+    job_key_of,
 )
 from ckptshrink.plan import Plan, PlanItem
 from ckptshrink.version import __version__
@@ -57,7 +58,13 @@ def tool_record(threads: int, device: str) -> Tool:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a run found out, from which its manifest is made."""
+    """What a run found out, from which its manifest is made.
+
+    Attributes
+    ----------
+    configuration : str
+        Hash of what a batch job was asked for; empty of a run that is no such job.
+    """
 
     checkpoint: Checkpoint
     plan: Plan
@@ -65,6 +72,7 @@ class Facts:
     outcomes: Mapping[str, Outcome]
     source: Source
     tool: Tool
+    configuration: str = ""
 
     def write(self, staging: Staging) -> Manifest:
         """Write carried files, model card and manifest beside the tensors; return the manifest."""
@@ -99,7 +107,16 @@ class Facts:
             tied=tuple(Tied(name=r.name, of=r.of) for r in rows if r.action == "tied" and r.of),
             container=dict(self.checkpoint.container),
             tool=self.tool,
+            job_key=self._job_key(files),
         ).sealed()
+
+    def _job_key(self, files: Sequence[StagedRecord]) -> str:
+        if not self.configuration:
+            return ""
+        hashes = {file.path: file.sha256 for file in files}
+        inputs = [(file.path, file.sha256) for file in self.source.files]
+        inputs += [(name, hashes[name]) for name in self.source.sidecars if name in hashes]
+        return job_key_of(inputs, self.configuration)
 
     def _row(self, item: PlanItem) -> TensorRecord:
         matrix, outcome = self.matrices.get(item.name), self.outcomes[item.name]

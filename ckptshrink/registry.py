@@ -36,6 +36,17 @@ class Registry:
         found = (e.name for e in entry_points(group=self._group))
         return (*self._builtin, *sorted(set(found) - set(self._builtin)))
 
+    def check(self, name: str) -> None:
+        """Refuse a name that is not known, without importing what it stands for.
+
+        Raises
+        ------
+        PlanError
+            See `get`.
+        """
+        if name not in self.names():
+            raise self._unknown(name)
+
     def get(self, name: str) -> Any:
         """Import and return the object called `name`.
 
@@ -56,8 +67,11 @@ class Registry:
         for entry in entry_points(group=self._group):
             if entry.name == name:
                 return entry.load()
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> PlanError:
         close = difflib.get_close_matches(name, self.names(), n=1)
-        raise PlanError(
+        return PlanError(
             f"unknown {self.kind} {name!r}; known: {', '.join(self.names())}",
             hint=f"did you mean {close[0]!r}?" if close else None,
         )

@@ -64,6 +64,7 @@ def compress(
     strict: bool = False,
     compute: Compute | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    configuration: str = "",
     listen: Listener = silent,
 ) -> Result:
     """Write a smaller checkpoint, and return its manifest.
@@ -78,6 +79,8 @@ def compress(
         A plan is run as it is.
     dense : bool
         Whether to write the source's own container, with every compressed matrix multiplied back.
+    configuration : str
+        Hash of what a batch job was asked for, by which its manifest names it; see `job_key_of`.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def compress(
                 notes = [*checkpoint.notes, *recognition.notes, *([average] if average else [])]
                 source = source_record(checkpoint, recognition.family, hashes.result(), notes)
                 tool = tool_record(threads, run.device.type)
-                facts = Facts(checkpoint, plan, matrices, outcomes, source, tool)
+                facts = Facts(checkpoint, plan, matrices, outcomes, source, tool, configuration)
                 manifest = facts.manifest(staging.finish()) if dense else facts.write(staging)
                 staging.commit()
         finally:

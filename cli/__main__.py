@@ -2,4 +2,5 @@
 
 from ckptshrink_cli.main import entry
 
-entry()
+if __name__ == "__main__":  # a worker process of multiprocessing imports the main module too
+    entry()

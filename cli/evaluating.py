@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ckptshrink.errors import PlanError
-from ckptshrink_cli import params
+from ckptshrink.evaluation.task_settings import DOWNSTREAM, TASKS_OF_SETTING
+from ckptshrink_cli import declare, params
 from ckptshrink_cli.declare import (
-    DOWNSTREAM,
     LM,
     PROGRAM,
     TASK,
@@ -34,23 +34,8 @@ if TYPE_CHECKING:
     from ckptshrink.evaluation.subjects import Subject
     from ckptshrink.events import Listener
 
-_DOWNSTREAM: Final = ("sst5", "snli", "squad")
-
 _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "vocab": ("lm",),
-    "train_text": ("lm",),
-    "splits": ("lm",),
-    "unk": ("lm",),
-    "eos": ("lm",),
-    "archive": _DOWNSTREAM,
-    "train": _DOWNSTREAM,
-    "train_data": _DOWNSTREAM,
-    "validation_data": _DOWNSTREAM,
-    "python": _DOWNSTREAM,
-    "overrides": _DOWNSTREAM,
-    "command": ("command",),
-    "better": ("command",),
-    "unit": ("command",),
+    "unit" if name == "units" else name: tasks for name, tasks in TASKS_OF_SETTING.items()
 }
 """Options that not every task has, and those which have them."""
 
@@ -131,16 +116,16 @@ task_options: Final = together(
            "fastai's)."),
     option(LM, "--splits", metavar="N,N,...", callback=parsed(_splits),
            help="Where a split softmax is split, as its training gave it."),
-    _file(DOWNSTREAM, "--archive", "The task's model: an AllenNLP model.tar.gz with an ELMo in "
+    _file(declare.DOWNSTREAM, "--archive", "The task's model: an AllenNLP model.tar.gz with an ELMo in "
           "it."),
-    option(DOWNSTREAM, "--train", metavar="CONFIG", type=click.Path(path_type=Path),
+    option(declare.DOWNSTREAM, "--train", metavar="CONFIG", type=click.Path(path_type=Path),
            help="Train the task's model first, over the ELMo of --baseline or else of the first "
            "PATH, and write it to --archive."),
-    _file(DOWNSTREAM, "--train-data", "What --train trains on."),
-    _file(DOWNSTREAM, "--validation-data", "What --train chooses its epoch by."),
-    option(DOWNSTREAM, "--python", metavar="PROGRAM",
+    _file(declare.DOWNSTREAM, "--train-data", "What --train trains on."),
+    _file(declare.DOWNSTREAM, "--validation-data", "What --train chooses its epoch by."),
+    option(declare.DOWNSTREAM, "--python", metavar="PROGRAM",
            help="Interpreter that has AllenNLP (default: this one)."),
-    option(DOWNSTREAM, "--overrides", metavar="JSON",
+    option(declare.DOWNSTREAM, "--overrides", metavar="JSON",
            help="Changes of the archive's or the training's configuration, as of allennlp."),
     option(PROGRAM, "--command", metavar="COMMAND",
            help="Program that is given the path ({path}; {dense} for the restored checkpoint) and "
@@ -224,7 +209,7 @@ def evaluator_of(
             settings[key] = dict(settings.pop(name))
     if "train" in settings and train_elmo is not None:
         settings["train_elmo"] = train_elmo.path
-    elif task in _DOWNSTREAM and origin is not None and origin.kind == "source":
+    elif task in DOWNSTREAM and origin is not None and origin.kind == "source":
         settings["elmo"] = origin.path
     settings |= dict(given["extra"])
     with usage_errors():

@@ -54,7 +54,23 @@ def read_gate_table(path: Path) -> tuple[tuple[Rule, ...], Settings]:
         It can't be read, is no TOML, has no such table or two, an unknown key, a value of the wrong
         kind, or a threshold without a reason. Says where.
     """
-    place, table = _gate_table(path)
+    return _gate_of(path, *_gate_table(path))
+
+
+def gate_of_table(table: Mapping[str, Any]) -> tuple[tuple[Rule, ...], Settings]:
+    """Return rules and settings of a ``[gate]`` table that stands in a file of something else.
+
+    Raises
+    ------
+    EvaluationInputError
+        See `read_gate_table`.
+    """
+    return _gate_of(None, "gate", table)
+
+
+def _gate_of(
+    path: Path | None, place: str, table: Mapping[str, Any]
+) -> tuple[tuple[Rule, ...], Settings]:
     _check_keys(path, place, table, ("metrics", "size", *Settings.model_fields))
     given = {key: table[key] for key in Settings.model_fields if key in table}
     try:
@@ -103,7 +119,7 @@ def _document(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _metric_rule(path: Path, place: str, name: str, entry: Any) -> Rule:
+def _metric_rule(path: Path | None, place: str, name: str, entry: Any) -> Rule:
     table = _table(path, place, entry)
     _check_keys(path, place, table, (*_KINDS, "reason"))
     kinds = [kind for kind in _KINDS if kind in table]
@@ -115,7 +131,7 @@ def _metric_rule(path: Path, place: str, name: str, entry: Any) -> Rule:
     )
 
 
-def _size_rule(path: Path, place: str, entry: Any) -> Rule:
+def _size_rule(path: Path | None, place: str, entry: Any) -> Rule:
     table = _table(path, place, entry)
     _check_keys(path, place, table, ("max", "reason"))
     if "max" not in table:
@@ -124,7 +140,7 @@ def _size_rule(path: Path, place: str, entry: Any) -> Rule:
     return Rule(kind="max_size", metric=SIZE, amount=share, reason=_reason(path, place, table))
 
 
-def _amount(path: Path, place: str, value: Any, read: Callable[[str], T]) -> T:
+def _amount(path: Path | None, place: str, value: Any, read: Callable[[str], T]) -> T:
     """Return an amount, which TOML may have as a number or as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _fault(path, place, "is neither a number nor text")
@@ -134,7 +150,7 @@ def _amount(path: Path, place: str, value: Any, read: Callable[[str], T]) -> T:
         raise _fault(path, place, printable(str(error))) from error
 
 
-def _reason(path: Path, place: str, table: Mapping[str, Any]) -> str:
+def _reason(path: Path | None, place: str, table: Mapping[str, Any]) -> str:
     reason = table.get("reason")
     if not isinstance(reason, str) or not reason.strip():
         raise _fault(
@@ -144,13 +160,15 @@ def _reason(path: Path, place: str, table: Mapping[str, Any]) -> str:
     return " ".join(reason.split())
 
 
-def _table(path: Path, place: str, value: Any) -> Mapping[str, Any]:
+def _table(path: Path | None, place: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise _fault(path, place, "is no table")
     return value
 
 
-def _check_keys(path: Path, place: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+def _check_keys(
+    path: Path | None, place: str, table: Mapping[str, Any], known: Iterable[str]
+) -> None:
     names = sorted(known)
     for key in table:
         if key not in names:
@@ -161,5 +179,7 @@ def _check_keys(path: Path, place: str, table: Mapping[str, Any], known: Iterabl
             )  # fmt: skip
 
 
-def _fault(path: Path, place: str, what: str, hint: str | None = None) -> EvaluationInputError:
+def _fault(
+    path: Path | None, place: str, what: str, hint: str | None = None
+) -> EvaluationInputError:
     return EvaluationInputError(f"[{place}] {what}", path=path, hint=hint)
