@@ -7,6 +7,7 @@ job, and the worker is made again.
 
 import faulthandler
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import tempfile
@@ -146,7 +147,7 @@ class _Slot:
         self._processes = []
         self._pool = ProcessPoolExecutor(
             1,
-            mp_context=_Context(self._processes),  # type: ignore[arg-type]
+            mp_context=_Context(self._processes),
             initializer=_prepare,
             initargs=(str(self._output),),
         )
@@ -195,7 +196,7 @@ class _Slot:
         return bool(self.waiting) and self._pool is not None
 
 
-class _Context:
+class _Context(multiprocessing.context.ForkServerContext):
     """A context of multiprocessing that keeps the processes which are made in it.
 
     Workers are forked from a process in which torch was imported already, and nothing was run: a
@@ -203,17 +204,14 @@ class _Context:
     """
 
     def __init__(self, made: list[BaseProcess]) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+        self.set_forkserver_preload(_PRELOADED)
         self._made = made
 
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 - the context's own
-        process: BaseProcess = _Recorded(*args, **kwargs)
+    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        """Make a process; named as the class is that stands here in its base."""
+        process = _Recorded(*args, **kwargs)
         self._made.append(process)
         return process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
 
 
 class _Recorded(multiprocessing.context.ForkServerProcess):
