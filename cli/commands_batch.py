@@ -250,14 +250,16 @@ def _run(
             for view in views:
                 view(event)
 
-        totals = run_batch(jobs, settings, _start(settings, given), tell)
+        totals = run_batch(jobs, settings, _start(jobs, settings, given), tell)
         summary = Summary(jobs, settings.out, shard)
         if not given["only"]:
             summary.write()
     return totals, summary
 
 
-def _start(settings: "Settings", given: dict[str, Any]) -> "Callable[[], Executor]":
+def _start(
+    jobs: "Sequence[Job]", settings: "Settings", given: dict[str, Any]
+) -> "Callable[[], Executor]":
     """Return what starts the workers, should there be anything to do."""
     address = given["executor"]
     if address is not None:
@@ -269,7 +271,8 @@ def _start(settings: "Settings", given: dict[str, Any]) -> "Callable[[], Executo
     from ckptshrink.zoo.machine import cores
 
     workers = given["jobs"] or max(1, cores() // settings.threads)
-    return lambda: LocalExecutor(workers)
+    scoring = any(job.work.scorings or job.work.gate for job in jobs)
+    return lambda: LocalExecutor(min(workers, max(1, len(jobs))), scoring=scoring)
 
 
 def _config(zoo: "Zoo", jobs: "Sequence[Job]", out: str) -> dict[str, Any]:

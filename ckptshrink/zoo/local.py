@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -33,6 +33,9 @@ _PRELOADED: Final = [
     "ckptshrink.recompute",
 ]  # fmt: skip
 """What a worker needs, torch with it: read once, by the process that workers are forked from."""
+
+_SCORING: Final = ["ckptshrink.zoo.scoring", "ckptshrink.evaluation.perplexity"]
+"""And what it needs to score models, which takes as long again."""
 
 _SINGLE: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Libraries read these when they are loaded; else each worker has as many threads as cores."""
@@ -63,10 +66,13 @@ class LocalExecutor(Executor):
     ----------
     workers : int
         Most processes at once.
+    scoring : bool
+        Whether the calls will score models.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._slots = [_Slot() for _ in range(workers)]
+    def __init__(self, workers: int, *, scoring: bool = False) -> None:
+        preloaded = [*_PRELOADED, *(_SCORING if scoring else [])]
+        self._slots = [_Slot(preloaded) for _ in range(workers)]
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +101,8 @@ class LocalExecutor(Executor):
 class _Slot:
     """One worker: a pool of one process, and another one when that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, preloaded: Sequence[str]) -> None:
+        self._preloaded = preloaded
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._output: Path | None = None
@@ -147,7 +154,7 @@ class _Slot:
         self._processes = []
         self._pool = ProcessPoolExecutor(
             1,
-            mp_context=_Context(self._processes),
+            mp_context=_Context(self._processes, self._preloaded),
             initializer=_prepare,
             initargs=(str(self._output),),
         )
@@ -203,8 +210,8 @@ class _Context(multiprocessing.context.ForkServerContext):
     new one is there in some hundredths of a second, and shares its pages with the others.
     """
 
-    def __init__(self, made: list[BaseProcess]) -> None:
-        self.set_forkserver_preload(_PRELOADED)
+    def __init__(self, made: list[BaseProcess], preloaded: Sequence[str]) -> None:
+        self.set_forkserver_preload(list(preloaded))
         self._made = made
 
     def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802

@@ -315,11 +315,11 @@ class _Run:
         return scored
 
     def _gate(self, tasks: dict[str, Scored], size: Size, standing: Standing) -> Gated | None:
-        from ckptshrink.zoo.scoring import verdicts_of
-
         gate = self._work.gate
         if gate is None:
             return None
+        from ckptshrink.zoo.scoring import verdicts_of  # statistics, which take a second to import
+
         self._step = "gate"
         key = gate_key(gate, tasks.values(), (size.nbytes_before, size.nbytes_after))
         old = standing.record.gate if standing.record is not None else None
