@@ -148,7 +148,8 @@ class DaskExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster, which goes on; with `cancel_futures` without what it is doing."""
-        self._executor.shutdown(wait=wait and not cancel_futures, cancel_futures=cancel_futures)
+        # without waiting, Dask's own cancels what has not begun
+        self._executor.shutdown(wait=wait and not cancel_futures)
         self._client.close()
 
     def _check(self, out: str) -> None:
