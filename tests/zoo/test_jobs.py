@@ -68,7 +68,7 @@ def test_folders_are_matched_by_a_slash(zoo: Zoo) -> None:
 
 def test_a_model_from_elsewhere_keeps_its_whole_path(
     zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
-) -> None:  # noqa: E501
+) -> None:
     other = lstm(tmp_path_factory.mktemp("other") / "x.safetensors")
     zoo.text = HEAD + f'[[model]]\npath = "{other}"\n'
     assert names(zoo) == [str(other).lstrip("/")]
@@ -76,7 +76,7 @@ def test_a_model_from_elsewhere_keeps_its_whole_path(
 
 def test_an_artefact_in_an_artefact_is_refused(zoo: Zoo) -> None:
     lstm(zoo.folder / "zoo" / "a.safetensors.shrunk" / "model.safetensors")
-    with pytest.raises(PlanError, match="would be put into zoo/a.safetensors.shrunk"):
+    with pytest.raises(PlanError, match=r"would be put into zoo/a\.safetensors\.shrunk"):
         zoo.jobs()
 
 
@@ -103,9 +103,7 @@ def test_only_some(zoo: Zoo) -> None:
 
 def test_a_name_that_is_no_text_is_shown_as_one(zoo: Zoo) -> None:
     lstm(zoo.folder / "zoo" / "x.safetensors")
-    os.rename(
-        os.fsencode(zoo.folder / "zoo" / "x.safetensors"),
-        os.fsencode(zoo.folder / "zoo") + b"/\xff\n.safetensors",
-    )
+    hostile = Path(os.fsdecode(os.fsencode(zoo.folder / "zoo") + b"/\xff\n.safetensors"))
+    (zoo.folder / "zoo" / "x.safetensors").rename(hostile)
     shown = [job.shown for job in zoo.jobs()]
     assert "zoo/�\\n.safetensors" in shown
