@@ -7,12 +7,13 @@ job, and the worker is made again.
 
 import faulthandler
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -32,6 +33,9 @@ _PRELOADED: Final = [
     "ckptshrink.recompute",
 ]  # fmt: skip
 """What a worker needs, torch with it: read once, by the process that workers are forked from."""
+
+_SCORING: Final = ["ckptshrink.zoo.scoring", "ckptshrink.evaluation.perplexity"]
+"""And what it needs to score models, which takes as long again."""
 
 _SINGLE: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Libraries read these when they are loaded; else each worker has as many threads as cores."""
@@ -62,10 +66,13 @@ class LocalExecutor(Executor):
     ----------
     workers : int
         Most processes at once.
+    scoring : bool
+        Whether the calls will score models.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._slots = [_Slot() for _ in range(workers)]
+    def __init__(self, workers: int, *, scoring: bool = False) -> None:
+        preloaded = [*_PRELOADED, *(_SCORING if scoring else [])]
+        self._slots = [_Slot(preloaded) for _ in range(workers)]
         self._lock = threading.Lock()
 
     @property
@@ -94,7 +101,8 @@ class LocalExecutor(Executor):
 class _Slot:
     """One worker: a pool of one process, and another one when that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, preloaded: Sequence[str]) -> None:
+        self._preloaded = preloaded
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._output: Path | None = None
@@ -146,7 +154,7 @@ class _Slot:
         self._processes = []
         self._pool = ProcessPoolExecutor(
             1,
-            mp_context=_Context(self._processes),  # type: ignore[arg-type]
+            mp_context=_Context(self._processes, self._preloaded),
             initializer=_prepare,
             initargs=(str(self._output),),
         )
@@ -195,25 +203,22 @@ class _Slot:
         return bool(self.waiting) and self._pool is not None
 
 
-class _Context:
+class _Context(multiprocessing.context.ForkServerContext):
     """A context of multiprocessing that keeps the processes which are made in it.
 
     Workers are forked from a process in which torch was imported already, and nothing was run: a
     new one is there in some hundredths of a second, and shares its pages with the others.
     """
 
-    def __init__(self, made: list[BaseProcess]) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+    def __init__(self, made: list[BaseProcess], preloaded: Sequence[str]) -> None:
+        self.set_forkserver_preload(list(preloaded))
         self._made = made
 
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 - the context's own
-        process: BaseProcess = _Recorded(*args, **kwargs)
+    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        """Make a process; named as the class is that stands here in its base."""
+        process = _Recorded(*args, **kwargs)
         self._made.append(process)
         return process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
 
 
 class _Recorded(multiprocessing.context.ForkServerProcess):

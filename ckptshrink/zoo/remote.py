@@ -1,12 +1,14 @@
 """Checkpoints and outputs that are URLs, by way of fsspec; ``hf://`` by huggingface_hub."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptshrink.errors import PlanError
+from ckptshrink.errors import OutputError, PlanError
+from ckptshrink.io.staged_file import os_errors
 
 if TYPE_CHECKING:
     from ckptshrink.zoo.jobs import Job
@@ -79,3 +81,18 @@ def looking(job: "Job", out: str, hashes: "Hashes") -> "Iterator[Look]":
 
     root, source = Path(out), Path(job.source)
     yield Look(standing_of(job, source, root / job.artefact, root / job.reports, hashes), source)
+
+
+def check_output(out: str) -> None:
+    """Make the folder that everything goes to, or say why it can't be written to.
+
+    Raises
+    ------
+    OutputError
+        It can't.
+    """
+    folder = Path(out)
+    with os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError("is not writable", path=folder)

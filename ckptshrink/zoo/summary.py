@@ -36,15 +36,17 @@ class Summary:
     ----------
     jobs : sequence of Job
         Those of the batch; of a shard those of the shard.
-    out : Path
+    place : str
+        The output: a folder's path, or a URL.
     shard : (int, int), optional
         Which of how many; then the files are named after it.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], out: Path, shard: tuple[int, int] | None = None
+        self, jobs: Sequence[Job], place: str, shard: tuple[int, int] | None = None
     ) -> None:
-        self._jobs, self._out = jobs, out
+        self._jobs, self.place = jobs, place
+        self._out = out = Path(place)
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
         self.json = out / f"zoo{mark}.json"
         self.csv = out / f"zoo{mark}.csv"
@@ -70,6 +72,10 @@ class Summary:
         _write(self.json, self._json(digest, totals))
         return True
 
+    def document(self) -> Iterator[str]:
+        """Yield the text of ``zoo.json`` piece by piece."""
+        return self._json(*self._totals())
+
     def _records(self) -> Iterator[tuple[Job, bytes, Record | None]]:
         for job in self._jobs:
             try:
@@ -81,13 +87,14 @@ class Summary:
     def _totals(self) -> tuple[str, dict[str, Any]]:
         """Return the hash of all records, and their sums."""
         sha, statuses, sums = hashlib.sha256(__version__.encode()), Counter[str](), Counter[str]()
+        seconds = 0.0
         for job, data, record in self._records():
             sha.update(hashlib.sha256(job.shown.encode() + b"\0" + data).digest())
             statuses["failed" if record is None else record.status] += 1
             if record is not None and record.size is not None:
                 for key in ("nbytes_before", "nbytes_after", "n_params_before", "n_params_after"):
                     sums[key] += getattr(record.size, key)
-            sums["seconds"] += 0 if record is None else record.seconds
+            seconds += 0.0 if record is None else record.seconds
         return sha.hexdigest(), {
             "n_models": len(self._jobs),
             "n_done": statuses["done"],
@@ -97,7 +104,7 @@ class Summary:
             "nbytes_after": sums["nbytes_after"],
             "n_params_before": sums["n_params_before"],
             "n_params_after": sums["n_params_after"],
-            "seconds": round(sums["seconds"], 3),
+            "seconds": round(seconds, 3),
         }
 
     def _digest_there(self) -> str | None:

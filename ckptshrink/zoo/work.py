@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, printable
-from ckptshrink.io.staging import MANIFEST, Staging, os_errors
+from ckptshrink.io.staged_file import os_errors
+from ckptshrink.io.staging import MANIFEST, Staging
 from ckptshrink.manifest import Manifest
 from ckptshrink.zoo import remote
 from ckptshrink.zoo.failures import is_transient
@@ -270,14 +271,12 @@ class _Run:
 
         self._step = "compress"
         place, compression = self._place, self._work.compression
-        more = {}
-        if compression.max_shard_bytes is not None:
-            more["max_shard_bytes"] = compression.max_shard_bytes
         result = rewrite.compress(
             place.source, place.artefact, compression.request,
             overwrite=(place.artefact / MANIFEST).is_file(), strict=compression.strict,
             compute=Compute(self._order.device, self._order.threads),
-            configuration=compression.sha256, **more,
+            configuration=compression.sha256,
+            max_shard_bytes=compression.max_shard_bytes or rewrite.DEFAULT_SHARD_BYTES,
         )  # fmt: skip
         totals = result.manifest.totals
         self._log.say(
@@ -316,11 +315,11 @@ class _Run:
         return scored
 
     def _gate(self, tasks: dict[str, Scored], size: Size, standing: Standing) -> Gated | None:
-        from ckptshrink.zoo.scoring import verdicts_of
-
         gate = self._work.gate
         if gate is None:
             return None
+        from ckptshrink.zoo.scoring import verdicts_of  # statistics, which take a second to import
+
         self._step = "gate"
         key = gate_key(gate, tasks.values(), (size.nbytes_before, size.nbytes_after))
         old = standing.record.gate if standing.record is not None else None
