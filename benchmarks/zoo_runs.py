@@ -281,6 +281,8 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 
 def table(out: Path) -> list[dict[str, str]]:
     """Return the rows of ``zoo.csv``, without what differs from run to run."""
+    if not (out / "zoo.csv").is_file():
+        return []
     with (out / "zoo.csv").open(newline="") as file:
         rows = list(csv.DictReader(line.replace(str(out), "OUT") for line in file))
     return [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
