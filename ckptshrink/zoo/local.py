@@ -51,6 +51,9 @@ _PATIENCE: Final = 10.0
 _STARTS: Final = 3
 """Workers that are started for one call, should each be killed before it gets it."""
 
+_ASKED: Final = 128 + signal.SIGTERM
+"""Exit status of a worker that was asked to end, and took back what it staged."""
+
 _TAIL: Final = 8_000
 """Bytes of what a lost worker wrote last that are kept."""
 
@@ -115,7 +118,7 @@ class _Slot:
         for _ in range(_STARTS):
             pool = self._pool or self._start()
             try:
-                inner = pool.submit(fn, *args, **kwargs)
+                inner = pool.submit(_called, fn, *args, **kwargs)
                 break
             except BrokenProcessPool:  # killed while it had nothing to do
                 self._pool = None
@@ -134,8 +137,6 @@ class _Slot:
                 if self._pool is pool:
                     self._pool = None
                 outer.set_exception(self._lost())
-            elif isinstance(error, WorkerStopped):
-                outer.set_exception(WorkerLostError("its worker was asked to end"))
             elif error is not None:
                 outer.set_exception(error)
             else:
@@ -167,6 +168,8 @@ class _Slot:
             process.join(1.0)
             code = process.exitcode
         said = self._said()
+        if code == _ASKED:
+            return WorkerLostError("its worker was asked to end", said=said)
         if code is None or code >= 0:
             return WorkerLostError("its worker was lost", said=said)
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -245,6 +248,14 @@ def _prepare(output: str) -> None:
     faulthandler.enable(file=2)
     work.said_by_libraries = _said
     threading.Thread(target=_end_with_parent, args=(output,), daemon=True).start()
+
+
+def _called(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function; a worker that is asked to end meanwhile does so when all is taken back."""
+    try:
+        return fn(*args, **kwargs)
+    except WorkerStopped:
+        os._exit(_ASKED)  # else its pool would have it wait for the next call
 
 
 def _said() -> str:

@@ -5,6 +5,7 @@ twice at once, both do the same and one of them is kept.
 """
 
 import os
+import re
 import socket
 import time
 import traceback
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, printable
+from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, OutputError, printable
 from ckptshrink.io.staged_file import os_errors
 from ckptshrink.io.staging import MANIFEST, Staging
 from ckptshrink.manifest import Manifest
@@ -31,6 +32,7 @@ from ckptshrink.zoo.records import (
     Size,
     Status,
     gate_status,
+    read_record,
 )
 from ckptshrink.zoo.standing import (
     Hashes,
@@ -46,6 +48,9 @@ _MOST_LOG: Final = 200_000
 _MOST_SAID: Final = 2_000
 """Characters of a message in an answer, which must go through a pipe in one piece: a worker that is
 killed in the middle of a longer one would leave half of it, and its parent waiting."""
+
+_OURS: Final = re.compile(r"model.*\.safetensors(\.index\.json)?|README\.md|[a-z_]+\.json")
+"""Names of files that an artefact has."""
 
 said_by_libraries: Callable[[], str] = str
 """Returns what was written to the streams of this process; set in workers that have their own."""
@@ -223,7 +228,7 @@ class _Run:
         failed = None
         try:
             if manifest is None:
-                manifest = self._compress()
+                manifest = self._made()
             size = _size(manifest, self._place.artefact)
             for scoring in self._work.scorings:
                 done = scoring.name in standing.tasks
@@ -264,6 +269,36 @@ class _Run:
             self._order.job, place.source, place.artefact, place.reports, self._hashes
         )
 
+    def _made(self) -> Manifest:
+        """Return the manifest of the artefact that is made now, or was by somebody meanwhile."""
+        try:
+            return self._compress()
+        except OutputError:
+            # two batches on one output, or a worker that was given up and works on: its artefact
+            # is as good as ours, byte for byte
+            found = None if self._order.force else self._standing().manifest
+            if found is None:
+                raise
+            self._log.say("it was made by another run meanwhile")
+            return found
+
+    def _clear_remains(self) -> None:
+        """Remove what is left of an artefact of ours whose manifest is gone: it is worth nothing.
+
+        Anything that no artefact has in it is somebody's, and then nothing is touched.
+        """
+        artefact = self._place.artefact
+        record = read_record(self._place.reports)
+        gone = artefact.is_dir() and not (artefact / MANIFEST).exists()
+        if not gone or record is None or record.size is None:
+            return
+        with os_errors(artefact):
+            files = list(artefact.iterdir())
+            if all(_OURS.fullmatch(file.name) and file.is_file() for file in files):
+                for file in files:
+                    file.unlink()
+                artefact.rmdir()
+
     def _compress(self) -> Manifest:
         from ckptshrink import rewrite  # computes, so it needs torch
         from ckptshrink.payload import Compute
@@ -271,6 +306,7 @@ class _Run:
 
         self._step = "compress"
         place, compression = self._place, self._work.compression
+        self._clear_remains()
         result = rewrite.compress(
             place.source, place.artefact, compression.request,
             overwrite=(place.artefact / MANIFEST).is_file(), strict=compression.strict,
