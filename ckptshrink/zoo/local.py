@@ -8,7 +8,9 @@ job, and the worker is made again.
 import faulthandler
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.util
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -115,15 +117,20 @@ class _Slot:
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
+        why = ""
         for _ in range(_STARTS):
-            pool = self._pool or self._start()
             try:
+                pool = self._pool or self._start()
                 inner = pool.submit(_called, fn, *args, **kwargs)
                 break
             except BrokenProcessPool:  # killed while it had nothing to do
-                self._pool = None
+                self._drop()
+            except (OSError, EOFError) as error:  # its fork server was killed, or can't fork
+                why = f": {type(error).__name__} {error}".rstrip()
+                self._drop()
         else:
-            outer.set_exception(WorkerLostError("its workers ended as soon as they started"))
+            lost = WorkerLostError(f"its workers ended as soon as they started{why}")
+            outer.set_exception(lost)
             return outer
         self.waiting += 1
 
@@ -149,7 +156,9 @@ class _Slot:
         if self._ended:
             raise WorkerLostError("the workers were ended")
         if self._output is None:
-            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-")
+            # beside the socket of the fork server, so that both are gone when the batch is
+            folder = multiprocessing.util.get_temp_dir()
+            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=folder)
             os.close(number)
             self._output = Path(name)
         self._processes = []
@@ -160,6 +169,12 @@ class _Slot:
             initargs=(str(self._output),),
         )
         return self._pool
+
+    def _drop(self) -> None:
+        """Forget a pool that takes no calls; it may have a process that never started."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool, self._processes = None, []
 
     def _lost(self) -> WorkerLostError:
         """Return how the worker ended. Called by the thread that joins it: two would race."""
@@ -280,7 +295,7 @@ def _end_with_parent(output: str) -> None:
     forked_from = os.getppid()
     while os.getppid() == forked_from:
         if parent is not None and wait_for([parent.sentinel], timeout=1.0):
-            Path(output).unlink(missing_ok=True)
+            shutil.rmtree(Path(output).parent, ignore_errors=True)  # a killed parent leaves it
             break
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)
