@@ -25,6 +25,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,6 @@ from zoo_runs import (
     Batch,
     artefacts,
     disturbed,
-    kill_worker,
     leavings,
     memory_of,
     records,
@@ -277,77 +277,94 @@ def memory(lab: Lab) -> None:
         row(n, mb(zoo.batch.peak), mb(again.peak), f"{zoo.batch.seconds:.0f}")
 
 
-@contextmanager
-def cluster(folder: Path, workers: int) -> Iterator[tuple[Path, list[subprocess.Popen[bytes]]]]:
-    """Start a scheduler and workers by hand, and yield the scheduler's file and the workers."""
-    file = folder / "dask-scheduler-file.json"
-    dask = [sys.executable, "-m", "dask"]
-    started: list[subprocess.Popen[bytes]] = []
+class Cluster:
+    """A Dask scheduler and its workers, started by hand as a person would.
 
-    def start(*args: str) -> None:
-        log = (folder / "dask.log").open("ab")
-        started.append(
-            subprocess.Popen(
-                [*dask, *args], stdout=log, stderr=log, cwd=folder, start_new_session=True
-            )
-        )
+    Parameters
+    ----------
+    folder : Path
+        New.
+    """
 
-    try:
-        start("scheduler", "--scheduler-file", str(file), "--port", "0", "--no-dashboard")
-        while not file.is_file():
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.file = folder, folder / "dask-scheduler-file.json"
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._start("scheduler", "--port", "0")
+        while not self.file.is_file():
             time.sleep(0.1)
-        for _ in range(workers):
-            start(
-                "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard",
-                "--local-directory", str(folder),
-            )  # fmt: skip
-        yield file, started[1:]
-    finally:
-        for process in reversed(started):
+
+    def add(self) -> None:
+        """Start a worker."""
+        self._start("worker", "--nthreads", "1", "--local-directory", str(self.folder))
+
+    def kill(self, number: int) -> None:
+        """Kill a worker, and its nanny, which would start another one."""
+        os.killpg(self._started[1 + number].pid, signal.SIGKILL)
+
+    def kill_inner(self, number: int) -> None:
+        """Kill the process that a nanny watches."""
+        nanny = self._started[1 + number].pid
+        for pid in Path(f"/proc/{nanny}/task/{nanny}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it all."""
+        for process in reversed(self._started):
             process.terminate()
-        for process in started:
+        for process in self._started:
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def _start(self, *args: str) -> None:
+        command = [sys.executable, "-m", "dask", *args, "--scheduler-file", str(self.file)]
+        with (self.folder / "log").open("ab") as log:
+            self._started.append(
+                subprocess.Popen(
+                    [*command, "--no-dashboard"], stdout=log, stderr=log, cwd=self.folder,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+
+
+CLUSTERS = (
+    "undisturbed", "one of two workers killed", "the process of a worker killed",
+    "both workers killed, then a new one",
+)  # fmt: skip
 
 
 def dask(lab: Lab) -> None:
     """Run a part of the zoo on a Dask cluster of two workers, of which one is lost on the way."""
     zoo = lab.zoo(min(lab.given.n, 200))
     head("on a Dask cluster", "models", "seconds", "status", "lost", "wrong", "left")
-    for what in ("undisturbed", "one of two workers killed", "both killed, then a new one"):
-        folder = lab.folder / f"cluster {what}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        out = lab.folder / "out of dask"
-        shutil.rmtree(out, ignore_errors=True)
-        with cluster(folder, 2) as (file, workers):
-            batch = lab.batch(f"dask {what}", zoo.file, out, "--executor", str(file))
+    for number, what in enumerate(CLUSTERS):
+        cluster = Cluster(lab.folder / f"cluster {number}")
+        out = lab.folder / f"out of cluster {number}"
+        try:
+            for _ in range(2):
+                cluster.add()
+            batch = lab.batch(f"dask {number}", zoo.file, out, "--executor", str(cluster.file))
             batch.start()
-            if what != "undisturbed":
-                while batch.status is None and len(records(out)) < zoo.n // 4:
-                    time.sleep(0.1)
-                os.killpg(workers[0].pid, 9)  # its nanny too, which would start another one
-            if what.startswith("both"):
-                os.killpg(workers[1].pid, 9)
-                time.sleep(1)
-                with (folder / "dask.log").open("ab") as log:
-                    workers.append(
-                        subprocess.Popen(
-                            [sys.executable, "-m", "dask", "worker", "--scheduler-file", str(file),
-                             "--nthreads", "1", "--no-dashboard", "--local-directory",
-                             str(folder)],
-                            stdout=log, stderr=log, cwd=folder, start_new_session=True,
-                        )  # fmt: skip
-                    )
+            while number and batch.status is None and len(records(out)) < zoo.n // 4:
+                time.sleep(0.1)
+            if number == 1:
+                cluster.kill(0)
+            elif number == 2:
+                cluster.kill_inner(0)
+            elif number == 3:
+                cluster.kill(0)
+                cluster.kill(1)
+                batch.wait(2)
+                cluster.add()
             batch.wait()
             found = _after(lab, f"dask, {what}", zoo, batch, out)
             row(what, zoo.n, f"{batch.seconds:.0f}", batch.status, *found)
-            if what.startswith("both"):
-                workers[-1].terminate()
-                workers[-1].wait(10)
+        finally:
+            cluster.end()
 
 
 @contextmanager
@@ -387,7 +404,7 @@ def _said_so(lab: Lab, what: str, batch: Batch, wanted: Sequence[int]) -> None:
 
 
 def _needed(zoo: Zoo) -> int:
-    return sum((path := zoo.out / name).stat().st_size for name in zoo.artefacts if path.is_file())
+    return sum((zoo.out / name).stat().st_size for name in zoo.artefacts)
 
 
 def _full(lab: Lab, zoo: Zoo) -> None:

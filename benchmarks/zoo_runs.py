@@ -152,9 +152,9 @@ def send(pid: int, number: signal.Signals) -> bool:
 
 
 def _numbers() -> Iterator[int]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            yield int(name)
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            yield int(path.name)
 
 
 def _marked(pid: int, mark: str) -> bool:
@@ -299,8 +299,8 @@ def state(folder: Path) -> dict[str, tuple[int, int, int, int]]:
     found = {}
     for head, folders, names in os.walk(folder):
         for name in [".", *folders, *names]:
-            stat = os.lstat(os.path.join(head, name))
-            found[os.path.join(head, name)] = (
+            stat = Path(head, name).lstat()
+            found[f"{head}/{name}"] = (
                 stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns,
             )  # fmt: skip
     return found
@@ -311,7 +311,7 @@ def leavings(out: Path, scratch: Path) -> list[str]:
     found = []
     for head, folders, names in os.walk(out):
         found += [
-            os.path.join(head, name)
+            f"{head}/{name}"
             for name in [*folders, *names]
             if ".part-" in name or name.endswith(".lock")
         ]
