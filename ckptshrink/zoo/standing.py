@@ -189,7 +189,7 @@ def _whole(
 def _scored(
     scoring: Scoring, manifest: Manifest, scored: Scored | None, reports: Path, hashes: Hashes
 ) -> bool:
-    if scored is None or scored.failure is not None:
+    if scored is None:
         return False
     keys = task_keys(scoring, manifest, hashes)
     return keys == (scored.key, scored.baseline_key) and documents_whole(scored, reports)

@@ -328,7 +328,7 @@ class _Run:
         return result.manifest
 
     def _score(self, name: str, manifest: Manifest, old: Scored | None) -> Scored:
-        from ckptshrink.zoo.scoring import Scorer, failure_of  # runs models, so it needs torch
+        from ckptshrink.zoo.scoring import Scorer  # runs models, so it needs torch
 
         self._step = name
         scoring = next(each for each in self._work.scorings if each.name == name)
@@ -337,9 +337,6 @@ class _Run:
             place.source, place.artefact, place.reports, manifest, order.threads, order.device
         )
         scored = scorer.score(scoring, old, self._hashes)
-        error = failure_of(scored)
-        if error is not None:
-            raise error
         before = {metric.name: metric for metric in scored.baseline}
         self._log.say(
             *(
