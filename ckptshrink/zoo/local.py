@@ -6,6 +6,7 @@ job, and the worker is made again.
 """
 
 import faulthandler
+import fcntl
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.util
@@ -111,6 +112,7 @@ class _Slot:
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._output: Path | None = None
+        self._lock = -1
         self._ended = False
         self.waiting = 0
 
@@ -158,8 +160,9 @@ class _Slot:
         if self._output is None:
             # beside the socket of the fork server, so that both are gone when the batch is
             folder = multiprocessing.util.get_temp_dir()
-            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=folder)
-            os.close(number)
+            self._lock, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=folder)
+            with suppress(OSError):  # no locks on this file system
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._output = Path(name)
         self._processes = []
         self._pool = ProcessPoolExecutor(
@@ -216,6 +219,8 @@ class _Slot:
             self._pool.shutdown(wait=True)
         if self._output is not None:
             self._output.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._output = None
 
     def _alive(self) -> bool:
         return bool(self.waiting) and self._pool is not None
@@ -295,7 +300,11 @@ def _end_with_parent(output: str) -> None:
     forked_from = os.getppid()
     while os.getppid() == forked_from:
         if parent is not None and wait_for([parent.sentinel], timeout=1.0):
-            shutil.rmtree(Path(output).parent, ignore_errors=True)  # a killed parent leaves it
+            # the sentinel falls when a pool is dropped, too; the lock only with the batch, which
+            # was killed then, or it would have removed its folder itself
+            with suppress(OSError):
+                fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(Path(output).parent, ignore_errors=True)
             break
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)

@@ -105,6 +105,18 @@ def test_a_fork_server_that_is_killed_before_it_has_forked_is_replaced(
     assert killed
 
 
+def test_a_fork_server_that_is_killed_leaves_what_the_next_one_needs(
+    executor: LocalExecutor,
+) -> None:
+    lost = [executor.submit(*sleep_long) for _ in range(2)]
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)
+    assert all("lost" in str(error_of(each)) for each in lost)
+    time.sleep(2.0)  # its workers end, and had the folder of the batch in hand
+    pids = {executor.submit(os.getpid).result(timeout=60) for _ in range(2)}
+    assert server not in pids
+
+
 def test_no_worker_that_can_be_started_is_the_calls_error(
     executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
