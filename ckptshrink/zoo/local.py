@@ -302,9 +302,12 @@ def _end_with_parent(output: str) -> None:
         if parent is not None and wait_for([parent.sentinel], timeout=1.0):
             # the sentinel falls when a pool is dropped, too; the lock only with the batch, which
             # was killed then, or it would have removed its folder itself
-            with suppress(OSError):
-                fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(Path(output).parent, ignore_errors=True)
+            for _ in range(20):  # files of a process are closed one after the other
+                with suppress(OSError):
+                    fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(Path(output).parent, ignore_errors=True)
+                    break
+                time.sleep(0.05)
             break
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)
