@@ -272,7 +272,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
     """Return every record by the name of its job, without what differs from run to run."""
     found = {}
     for path in files(out / "reports"):
-        if path.name == "job.json":
+        if path.name == "job.json" and ".part-" not in str(path.parent):
             record = json.loads(path.read_text().replace(str(out), "OUT"))
             name = path.parent.relative_to(out / "reports").as_posix()
             found[name] = {k: v for k, v in record.items() if k not in VARYING}

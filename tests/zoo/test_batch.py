@@ -1,6 +1,7 @@
 """A batch: what is left to do is done, once; what fails fails alone; nothing is lost."""
 
 import errno
+import shutil
 import json
 import threading
 import time
@@ -257,6 +258,18 @@ def test_a_disk_that_is_full_is_no_fault_of_the_model(
     assert ran.totals.failed == 3
     assert ran.totals.n_unrecorded == 3
     assert "No space left" in ran.events[-2].answer.message  # type: ignore[union-attr]
+    assert zoo.run().totals.passed
+
+
+def test_a_disk_that_is_seen_to_be_full_is_no_fault_of_the_model_either(
+    zoo: Zoo, no_wait: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(zoo.folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        ran = zoo.run(retries=1)
+    assert (ran.totals.failed, len(ran.names("again"))) == (3, 3)
+    assert "disk has 100 free" in ran.events[-2].answer.message  # type: ignore[union-attr]
     assert zoo.run().totals.passed
 
 
