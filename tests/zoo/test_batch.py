@@ -1,8 +1,8 @@
 """A batch: what is left to do is done, once; what fails fails alone; nothing is lost."""
 
 import errno
-import shutil
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
