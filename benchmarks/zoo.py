@@ -484,12 +484,12 @@ def _vanished(lab: Lab, zoo: Zoo) -> None:
     out, away = lab.folder / "vanished", lab.folder / "away"
     shutil.rmtree(out, ignore_errors=True)
     away.mkdir(exist_ok=True)
+    files = _files(zoo)
+    taken = [n for n, e in sorted(zoo.expected.items()) if e["kind"] == "sound" and n in files][-4:]
     batch = lab.batch("vanished", zoo.file, out)
     batch.start()
     while batch.status is None and not records(out):
         time.sleep(0.02)
-    plain = [n for n, e in zoo.expected.items() if e["kind"] == "sound" and n in _files(zoo)]
-    taken = sorted(plain)[-4:]
     for number, name in enumerate(taken):
         (zoo.folder / name).rename(away / str(number))
     batch.wait()
@@ -547,9 +547,9 @@ def _two_at_once(lab: Lab, zoo: Zoo) -> None:
         _said_so(lab, "two shards", batch, (0, SOME_FAILED))
     whole = lab.batch("whole", zoo.file, out)
     whole.run()
-    found = _after(lab, "two shards", zoo, whole, out)
-    for extra in out.glob("zoo-*-of-*"):
+    for extra in out.glob("*-of-2.*"):  # what the shards sum up, which no other run has
         extra.unlink()
+    found = _after(lab, "two shards", zoo, whole, out)
     row("two shards on one output, then all", " and ".join(statuses), "", *found,
         f"{max(b.seconds for b in shards):.0f} + {whole.seconds:.0f}")  # fmt: skip
 
