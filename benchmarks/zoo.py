@@ -172,7 +172,7 @@ def _after(lab: Lab, what: str, zoo: Zoo, batch: Batch, out: Path) -> tuple[int,
     found = list(zoo.differences(out))
     lost = [line for line in found if line.startswith("lost")]
     wrong = [line for line in found if not line.startswith("lost")] + _status_line(batch.status)
-    left = leavings(out, batch.scratch) + batch.left()
+    left = leavings(out, batch.scratch, killed=batch.starts > 1) + batch.left()
     if lost or wrong or left:
         (lab.folder.parent / f"said by {what}".replace("/", " ")).write_text(batch.said)
     return lab.blame(what, lost), lab.blame(what, wrong), lab.blame(what, left)

@@ -57,13 +57,15 @@ RECIPES = {
     "pruned": 'method = "prune"\nratio = 0.4\n',
     "exact": "exact = true\nrank = 2\n",
     "budget": "budget = 0.9\n",
+    "copied": 'nonfinite = "copy"\n',
 }
 """What is done with the models of a folder, where it is not the defaults."""
 
 STEMS = (
     "model", "best", "pytorch_model", "lm weights", "ünïcødé", "日本語", "it's", 'say "hi"', "[x]",
     "-rf", "--help", "a[0-9]*?", "$(touch MARK)", "100%s", "semi;colon", "tab\there", "back\\slash",
-    "new\nline", "#hash", "dot.dot", "~home", "emoji-🦙", "{braces}", "con", "x" * 120,
+    "new\nline", "no\udcfftext", "#hash", "dot.dot", "~home", "emoji-🦙", "{braces}",
+    "con", "x" * 120,
 )  # fmt: skip
 FOLDERS = ("a", "b b", "año", "2024-11", "[old]", "-x", "deep/er/still", "it's")
 
@@ -281,7 +283,9 @@ class Maker:
                     made = how(fixture)
                 path = self.path(fixture.suffix)
                 path.write_bytes(made)
-                self.add(path, "broken", f"{how.__name__[1:]} {what}", "failed")
+                copied = how == self._nonfinite and path.is_relative_to(self.folder / "copied")
+                fate = "done" if copied else "failed"
+                self.add(path, "broken", f"{how.__name__[1:]} {what}", fate)
                 yield
             for what, data in _no_models(rng):
                 path = self.path(rng.choice(SUFFIXES))
@@ -338,6 +342,12 @@ class Maker:
                 path.write_bytes(data)
                 self.add(path, "hostile", f"{form} of {module}.{name}", "failed")
                 yield
+            what, fixture = rng.choice([(w, f) for w, f in self.kept.items() if f.suffix == "pt"])
+            if fixture.is_zip:  # a sound model that calls something as well: nothing is called
+                path = self.path("pt")
+                path.write_bytes(_poisoned(fixture, *rng.choice(CALLS)))
+                self.add(path, "hostile", f"poisoned {what}", "done")
+                yield
             for what, suffix, data in _lies():
                 path = self.path(suffix)
                 path.write_bytes(data)
@@ -372,6 +382,16 @@ def _no_models(rng: random.Random) -> Iterator[tuple[str, bytes]]:
     yield "zip of a text", archive({"readme.txt": b"weights are elsewhere"})
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 1234\n"
     yield "pointer of git-lfs", pointer % (b"0" * 64)
+
+
+def _poisoned(fixture: Kept, module: str, name: str) -> bytes:
+    """Return a zip file of torch whose pickle calls something first, and forgets the result."""
+    call = f"c{module}\n{name}\n".encode() + text("touch MARK") + b"\x85R0"
+    members = {
+        member: data[:2] + call + data[2:] if member.endswith("data.pkl") else data
+        for member, data in fixture.members.items()
+    }
+    return archive(members)
 
 
 def _safetensors(header: bytes, payload: bytes = b"", length: int | None = None) -> bytes:

@@ -306,8 +306,12 @@ def state(folder: Path) -> dict[str, tuple[int, int, int, int]]:
     return found
 
 
-def leavings(out: Path, scratch: Path) -> list[str]:
-    """Return what is left that nobody asked for: part folders, locks, temporary files, marks."""
+def leavings(out: Path, scratch: Path, *, killed: bool = False) -> list[str]:
+    """Return what is left that nobody asked for: part folders, locks, temporary files, marks.
+
+    A batch that is killed before its first worker is there leaves the folder of its fork server's
+    socket, which is Python's own: nobody is left who could remove it.
+    """
     found = []
     for head, folders, names in os.walk(out):
         found += [
@@ -316,6 +320,10 @@ def leavings(out: Path, scratch: Path) -> list[str]:
             if ".part-" in name or name.endswith(".lock")
         ]
     temporary = scratch / "tmp"
-    found += [str(path) for path in temporary.iterdir()] if temporary.is_dir() else []
+    found += [
+        str(path)
+        for path in (temporary.iterdir() if temporary.is_dir() else ())
+        if not (killed and path.name.startswith("pymp-"))
+    ]
     known = {"tmp", "out", "err", "events.ndjson"}
     return found + [str(path) for path in scratch.iterdir() if path.name not in known]
