@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -230,6 +231,15 @@ def test_what_does_not_go_better_is_given_up(
     later = zoo.run()
     assert later.names("started") == ([A] if transient else [])
     assert later.totals.passed is transient
+
+
+def test_a_name_that_is_no_text_is_a_name(zoo: Zoo) -> None:
+    name = os.fsdecode(b"zoo/no\xfftext.safetensors")
+    (zoo.folder / A).rename(zoo.folder / name)
+    assert zoo.run().totals.passed
+    (artefact,) = [zoo.out / j.artefact for j in zoo.jobs() if j.name == name]
+    assert verify(artefact, source=zoo.folder / name).passed
+    assert zoo.run().totals.skipped == 3
 
 
 def test_an_input_that_is_gone_fails_alone(zoo: Zoo) -> None:
