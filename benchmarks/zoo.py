@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -249,22 +250,37 @@ def throughput(lab: Lab) -> None:
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     print(f"\n{lab.given.large} models of {mb(size)}, {cores} cores, load before {load:.1f}")
-    head("round", "1 worker", "2 workers", "ratio")
-    ratios, made = [], {}
+    head("round", "1 worker", "2 workers", "ratio", "without their start")
+    ratios: list[tuple[float, float]] = []
+    made = {}
     for number in range(lab.given.rounds):
-        seconds = {}
+        seconds, steady = {}, {}
         for workers in (1, 2) if number % 2 == 0 else (2, 1):
             out = lab.folder / f"out of {workers}"
             shutil.rmtree(out, ignore_errors=True)
-            batch = lab.batch(f"large {workers}", zoo / "zoo.toml", out, workers=workers)
+            batch = lab.batch(
+                f"large {workers}", zoo / "zoo.toml", out, "--events", "events.ndjson",
+                workers=workers,
+            )  # fmt: skip
             lab.blame("throughput", _status_line(batch.run(), 0))
             seconds[workers] = batch.seconds
+            steady[workers] = _steady(batch.scratch / "events.ndjson", workers)
             made[workers] = artefacts(out)
-        ratios.append(seconds[1] / seconds[2])
-        row(number + 1, f"{seconds[1]:.1f} s", f"{seconds[2]:.1f} s", f"{ratios[-1]:.2f}")
-    row("median", "", "", f"{statistics.median(ratios):.2f}")
+        ratios.append((seconds[1] / seconds[2], steady[1] / steady[2]))
+        row(number + 1, *(f"{seconds[w]:.1f} s" for w in (1, 2)), *(f"{r:.2f}" for r in ratios[-1]))
+    row("median", "", "", *(f"{statistics.median(each):.2f}" for each in zip(*ratios, strict=True)))
     if made[1] != made[2]:
         lab.blame("throughput", ["two workers make other bytes than one"])
+
+
+def _steady(events: Path, workers: int) -> float:
+    """Return the seconds a model takes once every worker is at work, until one has no more."""
+    ends = [
+        datetime.fromisoformat(event["time"]).timestamp()
+        for event in map(json.loads, events.read_text().splitlines())
+        if event["event"] == "done"
+    ]
+    return (ends[-workers] - ends[workers - 1]) / (len(ends) - 2 * workers + 1)
 
 
 def memory(lab: Lab) -> None:
