@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -56,6 +57,8 @@ _STARTS: Final = 3
 
 _ASKED: Final = 128 + signal.SIGTERM
 """Exit status of a worker that was asked to end, and took back what it staged."""
+
+_LOCK: Final = "ckptshrink-lock"
 
 _TAIL: Final = 8_000
 """Bytes of what a lost worker wrote last that are kept."""
@@ -104,6 +107,19 @@ class LocalExecutor(Executor):
             slot.join(deadline)
 
 
+@cache
+def _folder() -> Path:
+    """Return the folder of this process in which its fork server's socket is, and what is said.
+
+    A lock in it says that the process lives; it is never given back.
+    """
+    folder = Path(multiprocessing.util.get_temp_dir())
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):  # no locks on this file system
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder
+
+
 class _Slot:
     """One worker: a pool of one process, and another one when that is gone."""
 
@@ -112,7 +128,6 @@ class _Slot:
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._output: Path | None = None
-        self._lock = -1
         self._ended = False
         self.waiting = 0
 
@@ -158,11 +173,8 @@ class _Slot:
         if self._ended:
             raise WorkerLostError("the workers were ended")
         if self._output is None:
-            # beside the socket of the fork server, so that both are gone when the batch is
-            folder = multiprocessing.util.get_temp_dir()
-            self._lock, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=folder)
-            with suppress(OSError):  # no locks on this file system
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=_folder())
+            os.close(number)
             self._output = Path(name)
         self._processes = []
         self._pool = ProcessPoolExecutor(
@@ -219,8 +231,6 @@ class _Slot:
             self._pool.shutdown(wait=True)
         if self._output is not None:
             self._output.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._output = None
 
     def _alive(self) -> bool:
         return bool(self.waiting) and self._pool is not None
@@ -301,11 +311,13 @@ def _end_with_parent(output: str) -> None:
     while os.getppid() == forked_from:
         if parent is not None and wait_for([parent.sentinel], timeout=1.0):
             # the sentinel falls when a pool is dropped, too; the lock only with the batch, which
-            # was killed then, or it would have removed its folder itself
+            # was killed then, or it would have removed the folder itself
+            folder = Path(output).parent
             for _ in range(20):  # files of a process are closed one after the other
                 with suppress(OSError):
-                    fcntl.flock(1, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(Path(output).parent, ignore_errors=True)
+                    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
                     break
                 time.sleep(0.05)
             break

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,18 @@ def test_work_that_is_under_way_ends_with_the_executor() -> None:
     executor.shutdown(cancel_futures=True)
     assert time.monotonic() - started < 30
     assert isinstance(future.exception(timeout=5), WorkerLostError)
+
+
+def test_workers_that_outlive_the_executor_leave_the_folder_to_its_process() -> None:
+    executor = LocalExecutor(1)
+    executor.submit(*sleep_long)
+    time.sleep(0.5)
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)  # it takes its worker a second to see that
+    executor.shutdown(cancel_futures=True)
+    del executor
+    time.sleep(2.5)
+    assert Path(util.get_temp_dir()).is_dir()
 
 
 SCRIPT = """
