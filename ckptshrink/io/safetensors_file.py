@@ -104,7 +104,7 @@ def open_safetensors(path: Path) -> SafetensorsReader:
     with ExitStack() as opened:
         first = opened.enter_context(closing(SourceFile(target)))
         if looks_like_header(bytes(first.read(0, min(first.size, 9)))):
-            shards = {target.name: _Shard(first, read_header(first))}
+            shards = {_as_text(target): _Shard(first, read_header(first))}
             checkpoint = _checkpoint(target, shards, None)
         else:
             index = read_index(first)
@@ -282,6 +282,11 @@ def _checkpoint(root: Path, shards: Mapping[str, _Shard], index: Index | None) -
             "metadata": {f: s.header.metadata for f, s in shards.items()},
             "index": None
             if index is None
-            else {"file": index.path.name, "metadata": index.metadata},
+            else {"file": _as_text(index.path), "metadata": index.metadata},
         },
     )
+
+
+def _as_text(path: Path) -> str:
+    """Return a file's name as text, which a manifest must hold: bytes that are none are escaped."""
+    return path.name.encode("utf-8", "backslashreplace").decode()

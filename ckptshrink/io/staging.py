@@ -318,10 +318,14 @@ def _checked(
             hint="give another -o",
         )
     if not os.access(absolute.parent, os.W_OK | os.X_OK):
-        raise OutputError("its folder is not writable", path=target)
+        # its cause is what a write would have met, so that callers can tell what may pass
+        cause = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise OutputError("its folder is not writable", path=target) from cause
     free = shutil.disk_usage(absolute.parent).free
     if needed > free:
-        raise OutputError(f"needs {needed:,} bytes and the disk has {free:,} free", path=target)
+        message = f"needs {needed:,} bytes and the disk has {free:,} free"
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OutputError(message, path=target) from full
     return absolute
 
 

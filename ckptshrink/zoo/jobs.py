@@ -153,7 +153,7 @@ def _sources(pattern: str, model: Model, folder: Path, out: str) -> Iterator[str
     """Yield the checkpoints of one pattern, each once."""
     if remote.is_url(pattern):
         found = remote.matching(pattern)
-    elif glob.has_magic(pattern):
+    elif glob.has_magic(pattern) and not (folder / pattern).exists():
         found = _glob(pattern, folder)
     else:
         yield os.path.normpath(folder / pattern)  # named outright: if it is gone, that is said
@@ -175,7 +175,8 @@ def _sources(pattern: str, model: Model, folder: Path, out: str) -> Iterator[str
 def _glob(pattern: str, folder: Path) -> list[str]:
     """Return the files that a glob finds; folders where it ends in a slash."""
     folders = pattern.endswith("/")
-    whole = str(folder / pattern) + ("/" if folders else "")
+    # the folder is no pattern, whatever it is called
+    whole = str(Path(glob.escape(str(folder))) / pattern) + ("/" if folders else "")
     # not Path.glob, which takes no absolute pattern and stops at a folder that can't be read
     found = map(Path, glob.iglob(whole, recursive=True))  # noqa: PTH207
     return sorted({str(each) for each in found if (each.is_dir() if folders else each.is_file())})

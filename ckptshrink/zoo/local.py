@@ -6,9 +6,12 @@ job, and the worker is made again.
 """
 
 import faulthandler
+import fcntl
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.util
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -53,6 +57,8 @@ _STARTS: Final = 3
 
 _ASKED: Final = 128 + signal.SIGTERM
 """Exit status of a worker that was asked to end, and took back what it staged."""
+
+_LOCK: Final = "ckptshrink-lock"
 
 _TAIL: Final = 8_000
 """Bytes of what a lost worker wrote last that are kept."""
@@ -101,6 +107,19 @@ class LocalExecutor(Executor):
             slot.join(deadline)
 
 
+@cache
+def _folder() -> Path:
+    """Return the folder of this process in which its fork server's socket is, and what is said.
+
+    A lock in it says that the process lives; it is never given back.
+    """
+    folder = Path(multiprocessing.util.get_temp_dir())
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):  # no locks on this file system
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder
+
+
 class _Slot:
     """One worker: a pool of one process, and another one when that is gone."""
 
@@ -115,15 +134,20 @@ class _Slot:
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
+        why = ""
         for _ in range(_STARTS):
-            pool = self._pool or self._start()
             try:
+                pool = self._pool or self._start()
                 inner = pool.submit(_called, fn, *args, **kwargs)
                 break
             except BrokenProcessPool:  # killed while it had nothing to do
-                self._pool = None
+                self._drop()
+            except (OSError, EOFError) as error:  # its fork server was killed, or can't fork
+                why = f": {type(error).__name__} {error}".rstrip()
+                self._drop()
         else:
-            outer.set_exception(WorkerLostError("its workers ended as soon as they started"))
+            lost = WorkerLostError(f"its workers ended as soon as they started{why}")
+            outer.set_exception(lost)
             return outer
         self.waiting += 1
 
@@ -149,7 +173,7 @@ class _Slot:
         if self._ended:
             raise WorkerLostError("the workers were ended")
         if self._output is None:
-            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-")
+            number, name = tempfile.mkstemp(prefix="ckptshrink-worker-", dir=_folder())
             os.close(number)
             self._output = Path(name)
         self._processes = []
@@ -160,6 +184,12 @@ class _Slot:
             initargs=(str(self._output),),
         )
         return self._pool
+
+    def _drop(self) -> None:
+        """Forget a pool that takes no calls; it may have a process that never started."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool, self._processes = None, []
 
     def _lost(self) -> WorkerLostError:
         """Return how the worker ended. Called by the thread that joins it: two would race."""
@@ -280,7 +310,16 @@ def _end_with_parent(output: str) -> None:
     forked_from = os.getppid()
     while os.getppid() == forked_from:
         if parent is not None and wait_for([parent.sentinel], timeout=1.0):
-            Path(output).unlink(missing_ok=True)
+            # the sentinel falls when a pool is dropped, too; the lock only with the batch, which
+            # was killed then, or it would have removed the folder itself
+            folder = Path(output).parent
+            for _ in range(20):  # files of a process are closed one after the other
+                with suppress(OSError):
+                    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    break
+                time.sleep(0.05)
             break
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_PATIENCE)

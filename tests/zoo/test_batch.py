@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -231,6 +233,15 @@ def test_what_does_not_go_better_is_given_up(
     assert later.totals.passed is transient
 
 
+def test_a_name_that_is_no_text_is_a_name(zoo: Zoo) -> None:
+    name = os.fsdecode(b"zoo/no\xfftext.safetensors")
+    (zoo.folder / A).rename(zoo.folder / name)
+    assert zoo.run().totals.passed
+    (artefact,) = [zoo.out / j.artefact for j in zoo.jobs() if j.name == name]
+    assert verify(artefact, source=zoo.folder / name).passed
+    assert zoo.run().totals.skipped == 3
+
+
 def test_an_input_that_is_gone_fails_alone(zoo: Zoo) -> None:
     class Removing(Inline):
         def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -257,6 +268,18 @@ def test_a_disk_that_is_full_is_no_fault_of_the_model(
     assert ran.totals.failed == 3
     assert ran.totals.n_unrecorded == 3
     assert "No space left" in ran.events[-2].answer.message  # type: ignore[union-attr]
+    assert zoo.run().totals.passed
+
+
+def test_a_disk_that_is_seen_to_be_full_is_no_fault_of_the_model_either(
+    zoo: Zoo, no_wait: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(zoo.folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        ran = zoo.run(retries=1)
+    assert (ran.totals.failed, len(ran.names("again"))) == (3, 3)
+    assert "disk has 100 free" in ran.events[-2].answer.message  # type: ignore[union-attr]
     assert zoo.run().totals.passed
 
 

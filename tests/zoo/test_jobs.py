@@ -46,6 +46,18 @@ def test_a_path_that_is_gone_is_a_job_that_will_fail(zoo: Zoo) -> None:
     assert names(zoo) == ["gone.pt"]
 
 
+def test_names_that_look_like_patterns_are_names_where_they_are_there(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoos [2024]")
+    for name in ("lm[1].safetensors", "lm1.safetensors", "*/a.safetensors"):
+        lstm(zoo.folder / "zoo" / name)
+    assert len(zoo.jobs()) == 3
+    zoo.text = HEAD + '[[model]]\npath = ["zoo/lm[1].safetensors", "zoo/*/a.safetensors"]\n'
+    names = [job.name for job in zoo.jobs()]
+    assert names == ["zoo/*/a.safetensors", "zoo/lm[1].safetensors"]
+    (zoo.folder / "zoo" / "lm[1].safetensors").unlink()
+    assert "zoo/lm1.safetensors" in [job.name for job in zoo.jobs()]
+
+
 def test_excluded_names_and_the_output_itself_are_left_out(zoo: Zoo) -> None:
     lstm(zoo.out / "x.safetensors")
     zoo.text = HEAD + '[[model]]\npath = "**/*.safetensors"\nexclude = ["c.*", "*/er/*"]\n'

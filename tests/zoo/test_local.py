@@ -1,13 +1,17 @@
 """Worker processes: a call whose process dies ends alone, and the next one has another."""
 
+import errno
 import faulthandler
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from multiprocessing import forkserver, util
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +87,48 @@ def test_one_that_is_killed_while_it_waits_is_replaced(executor: LocalExecutor) 
     assert executor.submit(pow, 2, 5).result(timeout=60) == 32
 
 
+def test_a_fork_server_that_is_killed_before_it_has_forked_is_replaced(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, killed = ForkServerProcess.start, list[int]()
+
+    def start_badly(process: ForkServerProcess) -> None:
+        if not killed:
+            forkserver.ensure_running()
+            killed.append(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+            os.kill(killed[0], signal.SIGSTOP)  # so that it is asked for a worker, and makes none
+            threading.Timer(0.2, os.kill, (killed[0], signal.SIGKILL)).start()
+        start(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_badly)
+    assert executor.submit(pow, 2, 6).result(timeout=60) == 64
+    assert killed
+
+
+def test_a_fork_server_that_is_killed_leaves_what_the_next_one_needs(
+    executor: LocalExecutor,
+) -> None:
+    lost = [executor.submit(*sleep_long) for _ in range(2)]
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)
+    assert all("lost" in str(error_of(each)) for each in lost)
+    time.sleep(2.0)  # its workers end, and had the folder of the batch in hand
+    pids = {executor.submit(os.getpid).result(timeout=60) for _ in range(2)}
+    assert server not in pids
+
+
+def test_no_worker_that_can_be_started_is_the_calls_error(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(process: ForkServerProcess) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(ForkServerProcess, "start", refused)
+    assert "Cannot allocate memory" in str(error_of(executor.submit(pow, 2, 6)))
+    monkeypatch.undo()
+    assert executor.submit(pow, 2, 6).result(timeout=60) == 64
+
+
 def test_work_that_is_under_way_ends_with_the_executor() -> None:
     executor = LocalExecutor(1)
     future = executor.submit(*sleep_long)
@@ -91,6 +137,18 @@ def test_work_that_is_under_way_ends_with_the_executor() -> None:
     executor.shutdown(cancel_futures=True)
     assert time.monotonic() - started < 30
     assert isinstance(future.exception(timeout=5), WorkerLostError)
+
+
+def test_workers_that_outlive_the_executor_leave_the_folder_to_its_process() -> None:
+    executor = LocalExecutor(1)
+    executor.submit(*sleep_long)
+    time.sleep(0.5)
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)  # it takes its worker a second to see that
+    executor.shutdown(cancel_futures=True)
+    del executor
+    time.sleep(2.5)
+    assert Path(util.get_temp_dir()).is_dir()
 
 
 SCRIPT = """
@@ -120,4 +178,4 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
-    assert not list(tmp_path.glob("ckptshrink-worker-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["parent.py"]
