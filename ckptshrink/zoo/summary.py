@@ -1,7 +1,8 @@
 """What is left of a batch as a whole: ``zoo.json``, ``zoo.csv`` and ``index.html``.
 
-They are made of the models' records, one at a time, so that a zoo of any size takes no memory; and
-not written again where no record has changed.
+They are in the output, be it a folder or a store, and ``zoo.json`` comes last. They are made of the
+models' records, one at a time, so that a zoo of any size takes no memory; and not written again
+where no record has changed.
 """
 
 import csv
@@ -13,11 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ckptshrink.io.staging import Staging
 from ckptshrink.version import __version__
 from ckptshrink.zoo.jobs import Job
 from ckptshrink.zoo.pages import index_lines
 from ckptshrink.zoo.records import RECORD, Record, record_of, row_of
+from ckptshrink.zoo.stores import store_of
 
 SUMMARY_SCHEMA_VERSION: Final = 1
 
@@ -28,6 +29,9 @@ FIELDS: Final = (
 )  # fmt: skip
 """Columns of ``zoo.csv``, and keys of a model in ``zoo.json``."""
 
+_MOST_RECORD: Final = 1 << 26
+_HEAD: Final = 512
+
 
 class Summary:
     """The files that sum a batch up.
@@ -36,24 +40,39 @@ class Summary:
     ----------
     jobs : sequence of Job
         Those of the batch; of a shard those of the shard.
-    out : Path
+    out : Path or str
+        The output: a folder, or its URL.
     shard : (int, int), optional
         Which of how many; then the files are named after it.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], out: Path, shard: tuple[int, int] | None = None
+        self, jobs: Sequence[Job], out: Path | str, shard: tuple[int, int] | None = None
     ) -> None:
-        self._jobs, self._out = jobs, out
+        self._jobs, self._out, self._store = jobs, out, store_of(out)
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
-        self.json = out / f"zoo{mark}.json"
-        self.csv = out / f"zoo{mark}.csv"
-        self.page = out / ("index.html" if shard is None else f"index{mark}.html")
+        self._json, self._csv = f"zoo{mark}.json", f"zoo{mark}.csv"
+        self._page = "index.html" if shard is None else f"index{mark}.html"
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Return the files, the last of which stands for all."""
-        return self.csv, self.page, self.json
+    def json(self) -> str:
+        """Return the path or URL of ``zoo.json``, as it may be shown."""
+        return self._store.shown(self._json)
+
+    @property
+    def csv(self) -> str:
+        """Return the path or URL of ``zoo.csv``, as it may be shown."""
+        return self._store.shown(self._csv)
+
+    @property
+    def page(self) -> str:
+        """Return the path or URL of the page, as it may be shown."""
+        return self._store.shown(self._page)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the names of the files in the output, the last of which stands for all."""
+        return self._csv, self._page, self._json
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a flat row for each model, in order; see `FIELDS`."""
@@ -63,31 +82,32 @@ class Summary:
     def write(self) -> bool:
         """Write the files, unless they are there and say the same; return whether it did."""
         digest, totals = self._totals()
-        if self._digest_there() == digest and all(path.is_file() for path in self.files):
+        if self._digest_there() == digest and all(map(self._store.has, self.files)):
             return False
-        _write(self.csv, self._csv())
-        _write(self.page, index_lines(totals, self.rows(), self._out))
-        _write(self.json, self._json(digest, totals))
+        for name, lines in (
+            (self._csv, self._csv_lines()),
+            (self._page, index_lines(totals, self.rows(), self._out)),
+            (self._json, self._json_lines(digest, totals)),
+        ):
+            self._store.write(name, _encoded(lines))
         return True
 
     def _records(self) -> Iterator[tuple[Job, bytes, Record | None]]:
         for job in self._jobs:
-            try:
-                data = (self._out / job.reports / RECORD).read_bytes()
-            except OSError:
-                data = b""
+            data = self._store.read(f"{job.reports}/{RECORD}", _MOST_RECORD) or b""
             yield job, data, record_of(data) if data else None
 
     def _totals(self) -> tuple[str, dict[str, Any]]:
         """Return the hash of all records, and their sums."""
         sha, statuses, sums = hashlib.sha256(__version__.encode()), Counter[str](), Counter[str]()
+        seconds = 0.0
         for job, data, record in self._records():
             sha.update(hashlib.sha256(job.shown.encode() + b"\0" + data).digest())
             statuses["failed" if record is None else record.status] += 1
             if record is not None and record.size is not None:
                 for key in ("nbytes_before", "nbytes_after", "n_params_before", "n_params_after"):
                     sums[key] += getattr(record.size, key)
-            sums["seconds"] += 0 if record is None else record.seconds
+            seconds += 0.0 if record is None else record.seconds
         return sha.hexdigest(), {
             "n_models": len(self._jobs),
             "n_done": statuses["done"],
@@ -97,20 +117,18 @@ class Summary:
             "nbytes_after": sums["nbytes_after"],
             "n_params_before": sums["n_params_before"],
             "n_params_after": sums["n_params_after"],
-            "seconds": round(sums["seconds"], 3),
+            "seconds": round(seconds, 3),
         }
 
     def _digest_there(self) -> str | None:
         """Return the hash that stands in the summary of an earlier run, near its top."""
-        try:
-            with self.json.open("rb") as file:
-                head = file.read(512).decode("utf-8", "replace")
-        except OSError:
+        head = self._store.read(self._json, _HEAD)
+        if head is None:
             return None
-        _, found, rest = head.partition('"records_sha256": "')
+        _, found, rest = head.decode("utf-8", "replace").partition('"records_sha256": "')
         return rest[:64] if found else None
 
-    def _json(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
+    def _json_lines(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
         head = {
             "schema_version": SUMMARY_SCHEMA_VERSION,
             "records_sha256": digest,
@@ -123,7 +141,7 @@ class Summary:
             yield f"{',' if number else ''}\n  {json.dumps(row, allow_nan=False)}"
         yield "\n ]\n}\n"
 
-    def _csv(self) -> Iterator[str]:
+    def _csv_lines(self) -> Iterator[str]:
         yield _csv_line(FIELDS)
         for row in self.rows():
             yield _csv_line(["" if row[f] is None else row[f] for f in FIELDS])
@@ -142,9 +160,5 @@ def _csv_line(values: Iterable[Any]) -> str:
     return line.getvalue()
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    with Staging(path, single=True, overwrite=True) as staging:
-        file = staging.create(path.name)
-        for line in lines:
-            file.write(line.encode("utf-8", "backslashreplace"))
-        staging.commit()
+def _encoded(lines: Iterable[str]) -> Iterator[bytes]:
+    return (line.encode("utf-8", "backslashreplace") for line in lines)
