@@ -65,10 +65,8 @@ class Survey:
         What the URL leads to.
     store : FarFolder
         The folder that the files are in: the same, of a folder.
-    name : str
-        Of the file or folder, on this machine too.
-    weights : str
-        Of the file that stands for all of them.
+    weights : Entry
+        The file that stands for all of them.
     is_folder : bool
         Whether the whole folder is the checkpoint.
     beside : tuple of Entry
@@ -81,12 +79,18 @@ class Survey:
 
     place: FarFolder
     store: FarFolder
-    name: str
     weights: Entry
     is_folder: bool = False
     beside: tuple[Entry, ...] = ()
     others: tuple[Entry, ...] = ()
     known: tuple[Entry, ...] = ()
+
+    @property
+    def home(self) -> str:
+        """Return the name of the folder that the files are in, on this machine too."""
+        path = PurePosixPath(path_of(self.place.url))
+        name = path.name if self.is_folder else path.parent.name
+        return name if is_plain(name) else "source"
 
     @property
     def identity(self) -> str:
@@ -126,11 +130,11 @@ def survey(url: str) -> Survey:
     if not is_plain(name):
         raise CheckpointError("leads to no name that a file can have", path=shown(url))
     if found.is_folder:
-        return _of_folder(place, name)
+        return _of_folder(place)
     weights = Entry(name, False, found.nbytes, found.marks)
     where, _, _ = path_of(url).rpartition("/")
     if not where:
-        return Survey(place, place, name, weights, known=(weights,))
+        return Survey(place, place, weights, known=(weights,))
     folder = FarFolder(f"{url[: url.rindex(path_of(url))]}{where}")
     if name.endswith(_INDEX):
         return _of_index(place, folder, weights)
@@ -139,7 +143,7 @@ def survey(url: str) -> Survey:
     beside = (
         () if name.endswith(_ALONE) else _named(folder, options_names(PurePosixPath(name).stem))
     )
-    return Survey(place, folder, name, weights, beside=beside, known=(weights, *beside))
+    return Survey(place, folder, weights, beside=beside, known=(weights, *beside))
 
 
 def fetch(found: Survey, room: Path) -> Path:
@@ -163,8 +167,8 @@ def fetch(found: Survey, room: Path) -> Path:
         The store does not answer, or the disk here is full.
     """
     _check_space(found, room)
-    folder = room / found.name if found.is_folder else room
-    folder.mkdir(exist_ok=True)
+    folder = room / found.home  # a reader may tell what it is called
+    folder.mkdir()
     store, weights = found.store, found.weights
     # by the URL as it was given, whose query may be what opens it
     itself = "" if not found.is_folder else weights.name
@@ -184,12 +188,13 @@ def fetch(found: Survey, room: Path) -> Path:
     return folder if found.is_folder else folder / weights.name
 
 
-def _of_folder(store: FarFolder, name: str) -> Survey:
+def _of_folder(store: FarFolder) -> Survey:
+    """Return the survey of a model's folder, of which transformers' choice of weights is ours."""
     entries = _listed(store)
     names = {entry.name: entry for entry in entries if not entry.is_folder}
     for single, suffix in ((SINGLE_NAME, INDEX_SUFFIX), (BIN_NAME, BIN_INDEX_SUFFIX)):
         if single in names:
-            return _with_folder(Survey(store, store, name, names[single], True), entries)
+            return _with_folder(Survey(store, store, names[single], True), entries)
         found = sorted(each for each in names if each.endswith(suffix))
         if len(found) > 1:
             raise UnknownFormatError(
@@ -198,7 +203,7 @@ def _of_folder(store: FarFolder, name: str) -> Survey:
                 hint=f"name one of: {', '.join(map(printable, found[:8]))}",
             )
         if found:
-            return _with_folder(Survey(store, store, name, names[found[0]], True), entries)
+            return _with_folder(Survey(store, store, names[found[0]], True), entries)
     weights = [n for n in sorted(names) if not is_carried(n) and not n.startswith(".")]
     raise UnknownFormatError(
         "is a folder without a model's weights",
@@ -218,7 +223,7 @@ def _of_index(place: FarFolder, store: FarFolder, index: Entry) -> Survey:
         return Survey(
             place, store, index.name, index, beside=beside, known=(Entry("?", False, 0, ()),)
         )
-    return _with_folder(Survey(place, store, index.name, index), entries)
+    return _with_folder(Survey(place, store, index), entries)
 
 
 def _of_model(place: FarFolder, store: FarFolder, weights: Entry) -> Survey:
@@ -229,10 +234,10 @@ def _of_model(place: FarFolder, store: FarFolder, weights: Entry) -> Survey:
         entries = []
     if not any(entry.name == weights.name for entry in entries):
         beside = _named(store, _USUAL)
-        return Survey(place, store, weights.name, weights, beside=beside, known=(weights, *beside))
+        return Survey(place, store, weights, beside=beside, known=(weights, *beside))
     if not any(entry.name == CONFIG for entry in entries):
-        return Survey(place, store, weights.name, weights, known=(weights,))
-    return _with_folder(Survey(place, store, weights.name, weights), entries)
+        return Survey(place, store, weights, known=(weights,))
+    return _with_folder(Survey(place, store, weights), entries)
 
 
 def _with_folder(found: Survey, entries: Iterable[Entry]) -> Survey:
