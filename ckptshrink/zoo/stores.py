@@ -339,7 +339,7 @@ class FarFolder:
 
     def _below(self, name: str, folder: str) -> str:
         """Return a listed name from a folder on; a store may list what it likes."""
-        relative = name[len(folder) :].lstrip("/") if name.startswith(folder) else ""
+        relative = name[len(folder) + 1 :] if name.startswith(f"{folder}/") else ""
         if not is_inside(relative):
             raise CheckpointError(
                 f"the store lists {printable(name)!r:.200}, which is no name of a file in it",
