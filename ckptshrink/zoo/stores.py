@@ -34,6 +34,11 @@ _EXTRA: Final = {"hf": "hub"}
 
 _READ_ONLY: Final = frozenset({"http", "https", "github", "git", "zip", "tar", "data"})
 
+_BUCKETS: Final = {
+    "hf": 2, "s3": 1, "s3a": 1, "gs": 1, "gcs": 1, "abfs": 1, "abfss": 1, "az": 1, "oss": 1,
+}  # fmt: skip
+"""How many names of a path are those of something that its owner makes, and no folder."""
+
 _RENAMED: Final = frozenset({"file", "local"})
 """Stores in which a file is seen while it is written, and which can rename: others show an object
 once it is whole."""
@@ -178,9 +183,8 @@ class FarFolder:
     def entry(self, place: str = "") -> Entry | None:
         """Return what the store says of a file or folder; None if it is not there."""
         path = self._path(place)
-        self._forget(path)
         try:
-            found = self._do("read", lambda: self._fs.info(path), place)
+            found = self._asked(path, lambda: self._fs.info(path), place)
         except MissingError:
             return None
         return _entry(found, place)
@@ -194,8 +198,7 @@ class FarFolder:
             There is no such folder.
         """
         path = self._path(place)
-        self._forget(path)
-        found = self._do("read", lambda: self._fs.ls(path, detail=True), place)
+        found = self._asked(path, lambda: self._fs.ls(path, detail=True), place)
         names = ((str(each["name"]).rstrip("/"), each) for each in found)
         # some stores list the folder itself, as an object of no bytes
         inner = {self._below(n, path): each for n, each in names if n not in {path, path + "/"}}
@@ -204,9 +207,8 @@ class FarFolder:
     def tree(self, place: str = "") -> dict[str, Entry]:
         """Return every file below a folder by its path from there; nothing where it is missing."""
         path = self._path(place)
-        self._forget(path)
         try:
-            found = self._do("read", lambda: self._fs.find(path, detail=True), place)
+            found = self._asked(path, lambda: self._fs.find(path, detail=True), place)
         except MissingError:
             return {}
         if len(found) > MOST_ENTRIES:
@@ -227,11 +229,11 @@ class FarFolder:
             The store can't be listed; a folder that is not there has nothing in it.
         """
         path = self._path(pattern)
-        self._forget(self._root)
+        root = self._root
         try:
-            found = self._do("read", lambda: self._fs.glob(path, detail=True), "")
+            found = self._asked(root, lambda: self._fs.glob(path, detail=True), "")
             if not found:  # a walk passes over what it can't list: that is to be heard of
-                self._do("read", lambda: self._fs.ls(self._root, detail=False), "")
+                self._asked(root, lambda: self._fs.ls(root, detail=False), "")
         except MissingError:
             return []
         names = ((str(n).rstrip("/"), each.get("type") == "directory") for n, each in found.items())
@@ -240,14 +242,13 @@ class FarFolder:
     def read(self, place: str, most: int) -> bytes | None:
         """Return a file, or its first `most` bytes; None where there is none."""
         path = self._path(place)
-        self._forget(path)
 
         def start() -> bytes:
             with self._fs.open(path, "rb", cache_type="none", block_size=1 << 20) as file:
                 return bytes(file.read(most))
 
         try:
-            return self._do("read", start, place)
+            return self._asked(path, start, place)
         except MissingError:
             return None
 
@@ -319,16 +320,37 @@ class FarFolder:
         """
         if scheme_of(self.url) in _READ_ONLY:
             raise OutputError(f"nothing is written by {scheme_of(self.url)}", path=self.shown())
-        with suppress(MissingError):  # a folder of a store appears with its first file
-            self._do("write", lambda: self._fs.ls(self._root, detail=False), "")
+        root = self._root
+        try:
+            self._do("write", lambda: self._fs.ls(root, detail=False), "")
+        except MissingError:  # a folder of a store appears with its first file, a bucket does not
+            top = "/".join(path_of(self.url).split("/")[: _BUCKETS.get(scheme_of(self.url), 0)])
+            if not top or top == root:
+                missing = bool(top)
+            else:
+                missing = FarFolder(f"{scheme_of(self.url)}://{top}").entry() is None
+        else:
+            missing = False
+        if missing:
+            raise self._no_bucket()
 
     def _put(self, file: Path, path: str, place: str) -> None:
         try:
             self._do("write", lambda: self._fs.put_file(str(file), path), place)
-        except MissingError:  # where folders are real, they are made first
-            parent = path.rpartition("/")[0]
-            self._do("write", lambda: self._fs.makedirs(parent, exist_ok=True), place)
-            self._do("write", lambda: self._fs.put_file(str(file), path), place)
+            return
+        except MissingError:
+            if scheme_of(self.url) in _BUCKETS:
+                raise self._no_bucket() from None
+        parent = path.rpartition("/")[0]  # where folders are real, they are made first
+        self._do("write", lambda: self._fs.makedirs(parent, exist_ok=True), place)
+        self._do("write", lambda: self._fs.put_file(str(file), path), place)
+
+    def _no_bucket(self) -> OutputError:
+        return OutputError(
+            "there is no such bucket or repository, and none is made",
+            path=self.shown(),
+            hint=hint_of(self.url),
+        )
 
     def _removed(self, path: str, place: str) -> None:
         with suppress(MissingError):
@@ -347,9 +369,19 @@ class FarFolder:
             )
         return relative
 
+    def _asked(self, path: str, call: Callable[[], T], place: str) -> T:
+        """Ask the store, and not what is remembered of it: others write to it too.
+
+        Nor is the answer kept: it would be of every model of a zoo.
+        """
+        self._forget(path)
+        try:
+            return self._do("read", call, place)
+        finally:
+            self._forget(path)
+
     def _forget(self, path: str) -> None:
-        """Have the next call ask the store: others write to it too."""
-        with suppress(Exception):  # it may resolve the path, which the next call does and reports
+        with suppress(Exception):  # it may resolve the path, which the call itself reports
             self._fs.invalidate_cache(path)
 
     def _do(self, way: Way, call: Callable[[], T], place: str) -> T:

@@ -36,6 +36,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     with rigged_store.empty_store():
         yield temporary
+    assert [path for path in temporary.rglob("*") if not path.is_dir()] == []
 
 
 @pytest.fixture(scope="module")
