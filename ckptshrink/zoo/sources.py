@@ -240,24 +240,23 @@ def _of_model(place: FarFolder, store: FarFolder, weights: Entry) -> Survey:
     return _with_folder(Survey(place, store, weights), entries)
 
 
-def _with_folder(found: Survey, entries: Iterable[Entry]) -> Survey:
+def _with_folder(found: Survey, entries: list[Entry]) -> Survey:
     """Return a survey with what lies in the folder."""
-    weights = found.weights
+    store, weights = found.store, _marked(found.store, found.weights)
     files = [e for e in entries if e.name != weights.name and not e.is_folder]
     # by a manifest the reader knows what we made of a model, and is no checkpoint
     beside = tuple(e for e in files if is_carried(e.name) or e.name == MANIFEST)
     others = tuple(
         e for e in entries if e not in beside and e.name != weights.name and e.name[:1] != "."
     )
+    beside = tuple(_marked(store, e) for e in beside)
     known = [weights, *beside]
     if found._is_index:
         # which of them are its shards is known once it is read; more than these does no harm
-        deep = (
-            found.store.tree() if any(e.is_folder for e in others) else {e.name: e for e in files}
-        )
-        shards = [e for n, e in deep.items() if n.endswith(_WEIGHTS) and n != weights.name]
-        known += [e for e in shards if e not in beside]
-    return replace(found, beside=beside, others=others, known=tuple(known))
+        deep = list(store.tree().values()) if any(e.is_folder for e in others) else files
+        shards = [e for e in deep if e.name.endswith(_WEIGHTS) and not is_carried(e.name)]
+        known += [_marked(store, e) for e in shards if e.name != weights.name]
+    return replace(found, weights=weights, beside=beside, others=others, known=tuple(known))
 
 
 def _fetch_shards(found: Survey, folder: Path) -> None:
@@ -292,6 +291,13 @@ def _named(store: FarFolder, names: Iterable[str]) -> tuple[Entry, ...]:
         if entry is not None and not entry.is_folder:
             found.append(entry)
     return tuple(found)
+
+
+def _marked(store: FarFolder, entry: Entry) -> Entry:
+    """Return what the store says of a file when asked for it, if its listing has names alone."""
+    if entry.marks:
+        return entry
+    return store.entry(entry.name) or entry
 
 
 def _listed(store: FarFolder) -> list[Entry]:

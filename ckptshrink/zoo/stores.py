@@ -56,6 +56,11 @@ _HTTP_MISSING: Final = frozenset({404, 410})
 _HTTP_REFUSED: Final = frozenset({401, 403, 407, 451})
 _HTTP_WRONG: Final = frozenset({400, 405, 411, 413, 414, 415, 416, 422, 501})
 
+_NETWORK: Final = frozenset(
+    {"aiohttp", "httpx", "httpx2", "httpcore", "requests", "urllib3", "aiobotocore"}
+)
+"""Libraries whose errors without an HTTP status are of connections."""
+
 Way = Literal["read", "write"]
 
 
@@ -473,7 +478,15 @@ def _error_of(error: Exception, way: Way, url: str, place: str) -> CkptshrinkErr
     said = scrubbed(str(error), url)[:_MOST_SAID]
     named = f"{type(error).__name__}: {said}" if said else type(error).__name__
     wrong: type[CkptshrinkError] = CheckpointError if way == "read" else OutputError
-    if isinstance(error, FileNotFoundError) or status in _HTTP_MISSING:
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        # some say so of every answer but a good one, and of none
+        status = _status(error.__cause__)
+        if _is_of_network(error.__cause__) or (status or 0) >= 500 or status in {408, 425, 429}:
+            named = type(error.__cause__).__name__ if status is None else f"HTTP status {status}"
+            return TransientError(f"can't be {_done(way)}: {named}", path=where)
+        if scheme_of(url) == "hf":  # a private repository is not there for those who may not see it
+            status = None
+    if status in _HTTP_MISSING or (isinstance(error, FileNotFoundError) and status is None):
         return MissingError("there is no such file or folder", path=where, hint=hint_of(url))
     if status in _HTTP_REFUSED or (isinstance(error, PermissionError) and status is None):
         return wrong("permission denied", path=where, hint=hint_of(url))
@@ -490,6 +503,14 @@ def _error_of(error: Exception, way: Way, url: str, place: str) -> CkptshrinkErr
             hint = "files are fetched to the folder that TMPDIR names"
         return TransientError(f"can't be {_done(way)}: {reason}", path=where, hint=hint)
     return TransientError(f"can't be {_done(way)}: {named}", path=where)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Return whether nobody answered, by the kind of a library's error."""
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+        return False
+    package = type(error).__module__.partition(".")[0]
+    return _status(error) is None and (isinstance(error, OSError) or package in _NETWORK)
 
 
 def _done(way: Way) -> str:

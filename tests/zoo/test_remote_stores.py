@@ -149,6 +149,24 @@ def test_a_folder_without_weights_says_what_is_in_it() -> None:
     assert caught.value.hint == "name the file: a.pt"
 
 
+def test_a_listing_of_names_alone_is_asked_of_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web server's page has no sizes, and without what each file says none could be told."""
+    fill("/zoo/model.safetensors", "/zoo/config.json")
+    real = rigged_store.RiggedFileSystem.ls
+
+    def names_alone(self: Any, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        found = real(self, path, detail=True)
+        return [{"name": e["name"], "type": e["type"], "size": None} for e in found]
+
+    monkeypatch.setattr(rigged_store.RiggedFileSystem, "ls", names_alone)
+    for url in ("rigged://zoo", "rigged://zoo/model.safetensors"):
+        before = survey(url)
+        assert before.identity
+        put("/zoo/config.json", b"another of length")
+        assert survey(url).identity not in {before.identity, ""}
+        put("/zoo/config.json", b"/zoo/config.json")
+
+
 def test_an_artefact_is_no_source(fixtures: Path) -> None:
     put("/zoo/lm.safetensors", (fixtures / "safetensors/lstm_bfloat16.safetensors").read_bytes())
     assert work(Order(jobs("rigged://zoo/lm.safetensors")[0], "rigged://out")).status == "done"
@@ -185,6 +203,12 @@ def test_a_full_disk_is_met_before_and_while_fetching(
         fetch(survey("rigged://zoo/lm.pt"), tmp_path / "two")
 
 
+def from_(error: Exception, cause: Exception) -> Exception:
+    """Return an error as it is once it was raised from another one."""
+    error.__cause__ = cause
+    return error
+
+
 class HttpError(Exception):
     """As aiohttp has it."""
 
@@ -209,6 +233,11 @@ class HttpError(Exception):
         (RuntimeError("loop"), TransientError),
         (ValueError("Repository id must be 'namespace/name'"), CheckpointError),
         (NotImplementedError(), CheckpointError),
+        (from_(FileNotFoundError("lm.pt"), HttpError(503)), TransientError),
+        (from_(FileNotFoundError("lm.pt"), ConnectionRefusedError(111, "no")), TransientError),
+        (from_(FileNotFoundError("lm.pt"), HttpError(404)), MissingError),
+        (from_(FileNotFoundError("lm.pt"), HttpError(403)), CheckpointError),
+        (from_(FileNotFoundError("lm.pt"), KeyError("lm.pt")), MissingError),
     ],
     ids=lambda value: repr(value)[:40] if isinstance(value, Exception) else value.__name__,
 )
