@@ -386,8 +386,11 @@ class FarFolder:
             self._forget(path)
 
     def _forget(self, path: str) -> None:
-        with suppress(Exception):  # it may resolve the path, which the call itself reports
+        try:
             self._fs.invalidate_cache(path)
+        except Exception:  # it may look the path up, and remember that nothing was there
+            with suppress(Exception):
+                self._fs.invalidate_cache()
 
     def _do(self, way: Way, call: Callable[[], T], place: str) -> T:
         """Make a call of the library, with what it raises as an error of ours."""

@@ -118,7 +118,7 @@ class RiggedFileSystem(MemoryFileSystem):
 
     def _marked(self, info: dict[str, Any]) -> dict[str, Any]:
         plain = {key: info[key] for key in ("name", "size", "type")}
-        if info["type"] == "file":
+        if self._strip_protocol(info["name"]) in self.store:
             plain["ETag"] = hashlib.md5(self._bytes(info["name"])).hexdigest()
         return plain
 

@@ -15,6 +15,8 @@ from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
+DATE = "2024-05-06T07:08:09.000Z"
+
 
 class Hub(ThreadingHTTPServer):
     """Repositories by name, each of files by path; and what was asked."""
@@ -87,6 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif api and (not rest or rest[0] == "revision"):
             self._send(200, {"id": name, "sha": COMMIT, "siblings": [], "tags": []})
+        elif api and rest[0] == "commits":  # asked by versions before 1.0
+            self._send(
+                200,
+                [{"id": COMMIT, "title": "all", "message": "", "date": DATE, "authors": []}],
+            )
         elif api and rest[0] == "tree":
             query = urllib.parse.parse_qs(parsed.query)
             deep = query.get("recursive", ["false"])[0].lower() in {"true", "1"}

@@ -16,35 +16,44 @@ from ckptshrink.zoo.work import Order, work
 TOKEN = "hf_thisIsTheTokenOfATest"
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fixtures: Path) -> Iterator[Hub]:
-    """Yield a hub with the models of the fixtures."""
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """Yield a hub, and have huggingface_hub take it for the one there is.
+
+    For as long as the module: older versions of it keep what they found at their import.
+    """
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     constants = importlib.import_module("huggingface_hub.constants")
-    with hub() as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-            found.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )  # fmt: skip
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        huggingface_hub.HfFileSystem.clear_instance_cache()
-        for name in ("gpt2", "t5", "bert"):
-            folder = fixtures / "transformers" / name
-            found.repositories[f"org/{name}"] = {
-                path.relative_to(folder).as_posix(): path.read_bytes()
-                for path in folder.iterdir()
-                if path.is_file()
-            }
-        found.repositories["org/gpt2"] |= {"README.md": b"a card", "onnx/model.onnx": b"no"}
+    with hub() as found, pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setattr(constants, "ENDPOINT", found.url)
+        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path_factory.mktemp("home") / "token"))
         yield found
-        huggingface_hub.HfFileSystem.clear_instance_cache()
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def server(serving: Hub, monkeypatch: pytest.MonkeyPatch, fixtures: Path) -> Hub:
+    """Return the hub with the models of the fixtures."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    importlib.import_module("huggingface_hub").HfFileSystem.clear_instance_cache()
+    serving.private.clear()
+    serving.broken = False
+    for name in ("gpt2", "t5", "bert"):
+        folder = fixtures / "transformers" / name
+        serving.repositories[f"org/{name}"] = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.iterdir()
+            if path.is_file()
+        }
+    serving.repositories["org/gpt2"] |= {"README.md": b"a card", "onnx/model.onnx": b"no"}
+    serving.asked.clear()
+    return serving
 
 
 def jobs(path: str, out: Path) -> list[Job]:
