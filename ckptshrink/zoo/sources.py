@@ -220,9 +220,8 @@ def _of_index(place: FarFolder, store: FarFolder, index: Entry) -> Survey:
         entries = []
     if not any(entry.name == index.name for entry in entries):
         beside = _named(store, _USUAL)
-        return Survey(
-            place, store, index.name, index, beside=beside, known=(Entry("?", False, 0, ()),)
-        )
+        shards = Entry("", False, None, ())  # not known yet, so that nothing tells their states
+        return Survey(place, store, index, beside=beside, known=(index, *beside, shards))
     return _with_folder(Survey(place, store, index), entries)
 
 

@@ -167,6 +167,25 @@ def test_a_listing_of_names_alone_is_asked_of_each_file(monkeypatch: pytest.Monk
         put("/zoo/config.json", b"/zoo/config.json")
 
 
+@pytest.mark.parametrize("name", ["m.index.json", "model.safetensors"])
+def test_a_folder_that_can_not_be_listed_is_asked_for_the_usual_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put("/zoo/m.index.json", b'{"weight_map": {"w": "one.safetensors"}}')
+    fill("/zoo/one.safetensors", "/zoo/model.safetensors", "/zoo/config.json", "/zoo/modeling.py")
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("no listing")
+
+    monkeypatch.setattr(rigged_store.RiggedFileSystem, "ls", refused)
+    found = survey(f"rigged://zoo/{name}")
+    fetch(found, tmp_path)
+    there = {path.name for path in (tmp_path / "zoo").iterdir()}
+    assert there == {name, "config.json"} | ({"one.safetensors"} if "index" in name else set())
+    # what the shards are is not known without reading the index
+    assert bool(found.identity) == ("index" not in name)
+
+
 def test_an_artefact_is_no_source(fixtures: Path) -> None:
     put("/zoo/lm.safetensors", (fixtures / "safetensors/lstm_bfloat16.safetensors").read_bytes())
     assert work(Order(jobs("rigged://zoo/lm.safetensors")[0], "rigged://out")).status == "done"
