@@ -84,12 +84,12 @@ def command(
     from ckptshrink_cli import progress, tables
     from ckptshrink_cli.summary import Summary
 
-    sharding = {} if max_shard_size is None else {"max_shard_bytes": max_shard_size}
     with progress.shown(run) as listen:
         result = rewrite.compress(
             file, out, job,
             dense=dense, overwrite=overwrite, strict=options["strict"],
-            compute=Compute(device, threads), listen=listen, **sharding,
+            compute=Compute(device, threads), listen=listen,
+            max_shard_bytes=max_shard_size or rewrite.DEFAULT_SHARD_BYTES,
         )  # fmt: skip
     summary = Summary.of(result, file, out, dense=dense)
     if as_json:

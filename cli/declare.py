@@ -19,14 +19,16 @@ LM: Final = "Language model (--task lm)"
 DOWNSTREAM: Final = "Downstream (--task sst5, snli, squad)"
 PROGRAM: Final = "A program, or a task of another package"
 SWEEP: Final = "Sweep"
+WHICH: Final = "Which models"
+WORKERS: Final = "Workers"
 RULES: Final = "Rules"
 WHAT_COUNTS: Final = "What counts"
 OUTPUT: Final = "Output"
 RUN: Final = "Run"
 
 _HEADINGS: Final = (
-    INPUT, WHAT, HOW_FAR, HOW, RULES, TASK, LM, DOWNSTREAM, PROGRAM, SWEEP, WHAT_COUNTS, OUTPUT,
-    RUN,
+    INPUT, WHICH, WHAT, HOW_FAR, HOW, RULES, TASK, LM, DOWNSTREAM, PROGRAM, SWEEP, WHAT_COUNTS,
+    WORKERS, OUTPUT, RUN,
 )  # fmt: skip
 
 

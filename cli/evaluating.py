@@ -116,8 +116,8 @@ task_options: Final = together(
            "fastai's)."),
     option(LM, "--splits", metavar="N,N,...", callback=parsed(_splits),
            help="Where a split softmax is split, as its training gave it."),
-    _file(declare.DOWNSTREAM, "--archive", "The task's model: an AllenNLP model.tar.gz with an ELMo in "
-          "it."),
+    _file(declare.DOWNSTREAM, "--archive",
+          "The task's model: an AllenNLP model.tar.gz with an ELMo in it."),
     option(declare.DOWNSTREAM, "--train", metavar="CONFIG", type=click.Path(path_type=Path),
            help="Train the task's model first, over the ELMo of --baseline or else of the first "
            "PATH, and write it to --archive."),

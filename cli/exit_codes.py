@@ -32,6 +32,9 @@ OUTPUT: Final = 4
 INCONCLUSIVE: Final = 5
 """There are too few examples for the gate to say yes or no."""
 
+SOME_FAILED: Final = 6
+"""A batch finished, and some of its models failed, or are not good enough."""
+
 BUG: Final = 70
 """Anything that nobody foresaw: a bug of ours."""
 

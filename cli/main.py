@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, str]] = {
     "restore": "Write the dense checkpoint again, from an artefact alone.",
     "eval": "Score models on a task, alone, beside a baseline, or in a sweep.",
     "gate": "Decide whether a smaller model is good enough beside its baseline.",
+    "batch": "Compress, verify, score and gate a whole zoo of checkpoints.",
     "bench": "Measure how much faster a model runs as it is stored than dense.",
     "clean": "Remove what killed runs left behind.",
     "completion": "Print the script that completes commands in a shell.",
@@ -84,7 +85,7 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     epilog="""Exit status: 0 done, 1 the answer is no, 2 usage, 3 input, 4 output, 5 inconclusive,
-    70 a bug of ours.""",
+    6 some models of a batch failed, 70 a bug of ours.""",
 )
 @click.version_option(__version__, "--version", prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context

@@ -99,11 +99,12 @@ def _budget(text: str) -> float:
     return parse_budget(text)
 
 
-def _nbytes(text: str) -> int:
-    nbytes = int(_budget(text))
-    if nbytes < 1:
+def nbytes(text: str) -> int:
+    """Return a size in bytes."""
+    number = int(_budget(text))
+    if number < 1:
         raise PlanError(f"{text!r} is no size in bytes", hint="for instance 5GB")
-    return nbytes
+    return number
 
 
 def _out_path(text: str) -> Path:
@@ -190,7 +191,7 @@ def out_option(text: str, *, metavar: str, required: bool = False) -> Callable[[
 
 
 max_shard_option: Final = option(
-    OUTPUT, "--max-shard-size", metavar="SIZE", callback=parsed(_nbytes),
+    OUTPUT, "--max-shard-size", metavar="SIZE", callback=parsed(nbytes),
     help="Begin another file where one would exceed this (default 5GB).",
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ def shown(run: Run) -> Iterator[Listener]:
     """Yield what a long job tells its progress to: a bar, a line now and then, or nobody."""
     if run.quiet or not run.progress or os.environ.get("NO_PROGRESS"):
         yield silent
-    elif _can_draw():
+    elif can_draw():
         with render.progress_bar() as listener:
             yield listener
     else:
@@ -85,7 +85,7 @@ class Nested:
         self._listen(Progress(doing, done, self._job.total * self._PARTS))
 
 
-def _can_draw() -> bool:
+def can_draw() -> bool:
     """Return whether standard error is a terminal that can move its cursor, with someone at it."""
     dumb = os.environ.get("TERM") in {None, "", "dumb"}
     return sys.stderr.isatty() and not dumb and not os.environ.get("CI")

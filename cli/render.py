@@ -131,6 +131,46 @@ def progress_bar() -> Iterator[Listener]:
         yield listen
 
 
+@contextmanager
+def changing_lines(lines: Callable[[], Sequence[str]]) -> Iterator[Callable[[str], None]]:
+    """Show lines at the foot of standard error that change while the block runs.
+
+    Parameters
+    ----------
+    lines : callable
+        Returns the lines of the moment; asked twice a second.
+
+    Yields
+    ------
+    callable
+        Writes a line that stays, above them.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True, force_terminal=True, force_interactive=True)
+
+    def drawn() -> Text:
+        return Text("\n".join(map(printable, lines())), no_wrap=True, overflow="ellipsis")
+
+    with Live(get_renderable=drawn, console=console, refresh_per_second=2, transient=True) as live:
+        yield lambda line: live.console.print(Text(printable(line)), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as ``0:12``, or with hours.
+
+    Examples
+    --------
+    >>> duration(12.3), duration(3723)
+    ('0:12', '1:02:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def count(number: int) -> str:
     """Return a number with its thousands set apart."""
     return f"{number:,}"

@@ -225,8 +225,13 @@ class Staging:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Make a folder that a job fills file by file, and keep other jobs out of it meanwhile.
+
+    Parameters
+    ----------
+    shared : bool
+        Whether others may be in it that share it too.
 
     Raises
     ------
@@ -238,7 +243,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError("another run is at work in it", path=folder) from error
         except OSError as error:  # some network file systems lock no folders: it goes on without

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from ckptshrink.errors import CkptshrinkError
@@ -21,6 +20,7 @@ from ckptshrink.zoo import remote
 from ckptshrink.zoo.failures import WorkerLostError
 from ckptshrink.zoo.footprint import BASE, available_memory, footprint_of
 from ckptshrink.zoo.jobs import Job
+from ckptshrink.zoo.machine import killed_for_memory
 from ckptshrink.zoo.standing import Hashes
 from ckptshrink.zoo.work import Answer, Order, answer_of, give_up, work
 
@@ -224,7 +224,7 @@ class _Batch:
         self._scout = threading.Thread(target=self._look, daemon=True)
         self._looked = False
         self._numbers = iter(range(1 << 62))
-        self._ooms = _killed_for_memory()
+        self._ooms = killed_for_memory()
         self._limit = settings.max_memory or _default_limit()
         self.totals = Totals(total=len(jobs))
 
@@ -389,7 +389,7 @@ class _Batch:
 
     def _was_memory(self) -> bool:
         """Return whether the system has ended a process for its memory since it was asked last."""
-        before, self._ooms = self._ooms, _killed_for_memory()
+        before, self._ooms = self._ooms, killed_for_memory()
         return self._settings.local and self._ooms > before
 
 
@@ -409,15 +409,6 @@ def _is_bug(error: BaseException) -> bool:
     lost = ("WorkerLostError", "KilledWorker", "CancelledError", "FutureCancelledError")
     names = {kind.__name__ for kind in type(error).__mro__}
     return not names & set(lost) and not isinstance(error, OSError)
-
-
-def _killed_for_memory() -> int:
-    """Return how many processes of this machine were ended for want of memory so far."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def _default_limit() -> int | None:

@@ -37,11 +37,14 @@ class Job:
     source : str
         A path, or a URL.
     work : Work
+    entry : int
+        Which ``[[model]]`` of the zoo file it is of, from 0.
     """
 
     name: str
     source: str = field(repr=False)  # a URL can have a password in it
     work: Work
+    entry: int = 0
 
     @property
     def artefact(self) -> str:
@@ -92,7 +95,7 @@ def jobs_of(zoo: Zoo, folder: Path, out: str) -> list[Job]:
             if not sources:
                 empty.append(pattern)
             for source in sources:
-                job = Job(_name(source, model, folder), source, work)
+                job = Job(_name(source, model, folder), source, work, number)
                 other = found.get(job.name)
                 if other is not None and other.source != source:
                     one, two = map(remote.shown, (other.source, source))
@@ -174,22 +177,21 @@ def _sources(pattern: str, model: Model, folder: Path, out: str) -> Iterator[str
 
 def _glob(pattern: str, folder: Path) -> list[str]:
     """Return the files that a glob finds; folders where it ends in a slash."""
-    found = glob.iglob(
-        str(folder / pattern) + ("/" if pattern.endswith("/") else ""), recursive=True
-    )
     folders = pattern.endswith("/")
-    is_wanted = os.path.isdir if folders else os.path.isfile
-    return sorted({os.path.normpath(each) for each in found if is_wanted(each)})
+    whole = str(folder / pattern) + ("/" if folders else "")
+    # not Path.glob, which takes no absolute pattern and stops at a folder that can't be read
+    found = map(Path, glob.iglob(whole, recursive=True))  # noqa: PTH207
+    return sorted({str(each) for each in found if (each.is_dir() if folders else each.is_file())})
 
 
 def _index_of(source: str) -> str:
     """Return the index of a shard, if it lies beside it: a model is one job, not many."""
-    head, name = os.path.split(source)
-    shard = _SHARD.fullmatch(name)
+    path = Path(source)
+    shard = _SHARD.fullmatch(path.name)
     if shard is None:
         return source
-    index = os.path.join(head, f"{shard[1]}.{shard[2]}.index.json")
-    return index if os.path.isfile(index) else source
+    index = path.with_name(f"{shard[1]}.{shard[2]}.index.json")
+    return str(index) if index.is_file() else source
 
 
 def _name(source: str, model: Model, folder: Path) -> str:
@@ -197,11 +199,9 @@ def _name(source: str, model: Model, folder: Path) -> str:
     if remote.is_url(source):
         path = remote.path_of(source)
     else:
-        root = os.path.abspath(folder)
-        path = os.path.abspath(source)
-        path = os.path.relpath(path, root) if path.startswith(root + os.sep) else path
-        if path == root:
-            path = os.path.basename(root)
+        root, whole = folder.absolute(), Path(source).absolute()
+        inside = root in whole.parents
+        path = root.name if whole == root else str(whole.relative_to(root) if inside else whole)
     parts = [part for part in PurePosixPath(path).parts if part not in {"/", ".", ".."}]
     return "/".join([*PurePosixPath(model.into or "").parts, *parts])
 

@@ -7,12 +7,13 @@ job, and the worker is made again.
 
 import faulthandler
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -33,6 +34,9 @@ _PRELOADED: Final = [
 ]  # fmt: skip
 """What a worker needs, torch with it: read once, by the process that workers are forked from."""
 
+_SCORING: Final = ["ckptshrink.zoo.scoring", "ckptshrink.evaluation.perplexity"]
+"""And what it needs to score models, which takes as long again."""
+
 _SINGLE: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Libraries read these when they are loaded; else each worker has as many threads as cores."""
 
@@ -46,6 +50,9 @@ _PATIENCE: Final = 10.0
 
 _STARTS: Final = 3
 """Workers that are started for one call, should each be killed before it gets it."""
+
+_ASKED: Final = 128 + signal.SIGTERM
+"""Exit status of a worker that was asked to end, and took back what it staged."""
 
 _TAIL: Final = 8_000
 """Bytes of what a lost worker wrote last that are kept."""
@@ -62,10 +69,13 @@ class LocalExecutor(Executor):
     ----------
     workers : int
         Most processes at once.
+    scoring : bool
+        Whether the calls will score models.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._slots = [_Slot() for _ in range(workers)]
+    def __init__(self, workers: int, *, scoring: bool = False) -> None:
+        preloaded = [*_PRELOADED, *(_SCORING if scoring else [])]
+        self._slots = [_Slot(preloaded) for _ in range(workers)]
         self._lock = threading.Lock()
 
     @property
@@ -94,7 +104,8 @@ class LocalExecutor(Executor):
 class _Slot:
     """One worker: a pool of one process, and another one when that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, preloaded: Sequence[str]) -> None:
+        self._preloaded = preloaded
         self._pool: ProcessPoolExecutor | None = None
         self._processes: list[BaseProcess] = []
         self._output: Path | None = None
@@ -107,7 +118,7 @@ class _Slot:
         for _ in range(_STARTS):
             pool = self._pool or self._start()
             try:
-                inner = pool.submit(fn, *args, **kwargs)
+                inner = pool.submit(_called, fn, *args, **kwargs)
                 break
             except BrokenProcessPool:  # killed while it had nothing to do
                 self._pool = None
@@ -126,8 +137,6 @@ class _Slot:
                 if self._pool is pool:
                     self._pool = None
                 outer.set_exception(self._lost())
-            elif isinstance(error, WorkerStopped):
-                outer.set_exception(WorkerLostError("its worker was asked to end"))
             elif error is not None:
                 outer.set_exception(error)
             else:
@@ -146,7 +155,7 @@ class _Slot:
         self._processes = []
         self._pool = ProcessPoolExecutor(
             1,
-            mp_context=_Context(self._processes),  # type: ignore[arg-type]
+            mp_context=_Context(self._processes, self._preloaded),
             initializer=_prepare,
             initargs=(str(self._output),),
         )
@@ -159,6 +168,8 @@ class _Slot:
             process.join(1.0)
             code = process.exitcode
         said = self._said()
+        if code == _ASKED:
+            return WorkerLostError("its worker was asked to end", said=said)
         if code is None or code >= 0:
             return WorkerLostError("its worker was lost", said=said)
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -195,25 +206,22 @@ class _Slot:
         return bool(self.waiting) and self._pool is not None
 
 
-class _Context:
+class _Context(multiprocessing.context.ForkServerContext):
     """A context of multiprocessing that keeps the processes which are made in it.
 
     Workers are forked from a process in which torch was imported already, and nothing was run: a
     new one is there in some hundredths of a second, and shares its pages with the others.
     """
 
-    def __init__(self, made: list[BaseProcess]) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+    def __init__(self, made: list[BaseProcess], preloaded: Sequence[str]) -> None:
+        self.set_forkserver_preload(list(preloaded))
         self._made = made
 
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 - the context's own
-        process: BaseProcess = _Recorded(*args, **kwargs)
+    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        """Make a process; named as the class is that stands here in its base."""
+        process = _Recorded(*args, **kwargs)
         self._made.append(process)
         return process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
 
 
 class _Recorded(multiprocessing.context.ForkServerProcess):
@@ -240,6 +248,14 @@ def _prepare(output: str) -> None:
     faulthandler.enable(file=2)
     work.said_by_libraries = _said
     threading.Thread(target=_end_with_parent, args=(output,), daemon=True).start()
+
+
+def _called(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function; a worker that is asked to end meanwhile does so when all is taken back."""
+    try:
+        return fn(*args, **kwargs)
+    except WorkerStopped:
+        os._exit(_ASKED)  # else its pool would have it wait for the next call
 
 
 def _said() -> str:

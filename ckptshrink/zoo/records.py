@@ -75,7 +75,6 @@ class Scored(Frozen):
     baseline: tuple[Metric, ...] = ()
     metrics: tuple[Metric, ...] = ()
     changes: tuple[Change, ...] = ()
-    failure: str | None = None
 
 
 class Gated(Frozen):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ckptshrink.zoo.work import Place
 
 __all__ = [
-    "Look", "fingerprint_of", "is_below", "is_url", "looking", "matching", "path_of", "shown",
-    "workspace",
+    "Look", "check_output", "fingerprint_of", "is_below", "is_url", "looking", "matching",
+    "path_of", "shown", "workspace",
 ]  # fmt: skip
 
 _SHARD: Final = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")
@@ -58,6 +58,23 @@ def matching(pattern: str) -> list[str]:
     found = folder.glob(rest.rstrip("/"))
     names = {name for name, is_folder in found if is_folder == rest.endswith("/")}
     return sorted({f"{head}/{name}" for name in _whole(names, folder)})
+
+
+def check_output(out: str) -> None:
+    """Make the folder that everything goes to, or say why nothing can be written there.
+
+    Nothing is written into it; of a store see `FarFolder.check`.
+
+    Raises
+    ------
+    OutputError
+        A folder can't be made or written to; a bucket or repository is not there.
+    CkptshrinkError
+        The store can't be reached, or no library opens its URL.
+    """
+    from ckptshrink.zoo.stores import store_of
+
+    store_of(out).check()
 
 
 def fingerprint_of(source: str) -> Path | str:

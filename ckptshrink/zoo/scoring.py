@@ -62,6 +62,8 @@ class Scorer:
         ------
         PlanError, EvaluationInputError, CheckpointError
             The task can't be run on this model.
+        EvaluationError
+            It failed, on the artefact or on its source; says which, and has the end of its log.
         """
         key, baseline_key = task_keys(scoring, self.manifest, hashes)
         any_file = scoring.task != "lm"
@@ -73,7 +75,6 @@ class Scorer:
             model = subject_of(self.artefact, name=f"{source.name} smaller", any_file=any_file)
             after = self._scored(scoring, evaluator, model, "variant", before.outcomes[0])
         one, other = before.outcomes[0], after.outcomes[0]
-        failures = [o.failure.reason for o in (one, other) if o.failure is not None]
         return Scored(
             key=key,
             baseline_key=baseline_key,
@@ -81,7 +82,6 @@ class Scorer:
             baseline=one.metrics,
             metrics=other.metrics,
             changes=other.changes,
-            failure=failures[0] if failures else None,
         )
 
     def _evaluator(self, scoring: Scoring, source: Subject) -> Evaluator:
@@ -107,8 +107,7 @@ class Scorer:
         """Return what an earlier run found of the source, if it stands on the same things."""
         if old is None or old.baseline_key != key or not documents_whole(old, self.reports):
             return None
-        found = read_evaluation(document_path(self.reports, scoring.name, "baseline"))
-        return None if found.outcomes[0].failure is not None else found
+        return read_evaluation(document_path(self.reports, scoring.name, "baseline"))
 
     def _scored(
         self,
@@ -120,6 +119,10 @@ class Scorer:
     ) -> Evaluation:
         found = evaluate(scoring.task, evaluator, [subject], seed=scoring.seed)
         document = found.document
+        failure = document.outcomes[0].failure
+        if failure is not None:
+            which = "its source" if role == "baseline" else "the artefact"
+            raise EvaluationError(f"{failure.reason}, on {which}", log=failure.log)
         if baseline is not None:
             document = compared_with(document, baseline)
         path = document_path(self.reports, scoring.name, role)
@@ -226,8 +229,3 @@ def _sized(size: Size, role: Role) -> Side:
     )  # fmt: skip
     metric = Metric(name="nbytes", value=float(nbytes), unit="bytes", better="lower")
     return Side(Outcome(role=role, model=model, metrics=(metric,)))
-
-
-def failure_of(scored: Scored) -> EvaluationError | None:
-    """Return the error of a task that failed."""
-    return None if scored.failure is None else EvaluationError(scored.failure)

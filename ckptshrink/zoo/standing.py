@@ -229,7 +229,7 @@ def _scored(
     are_there: Callable[[Scored], bool],
     hashes: Hashes,
 ) -> bool:
-    if scored is None or scored.failure is not None:
+    if scored is None:
         return False
     keys = task_keys(scoring, manifest, hashes)
     return keys == (scored.key, scored.baseline_key) and are_there(scored)

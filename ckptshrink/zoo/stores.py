@@ -76,7 +76,7 @@ class Store(Protocol):
     def write(self, place: str, chunks: Iterable[bytes]) -> None:
         """Write a file in the place of whatever it was."""
 
-    def shown(self, place: str) -> str:
+    def shown(self, place: str = "") -> str:
         """Return a place as it is shown."""
 
     def check(self) -> None:
@@ -115,7 +115,7 @@ class NearFolder:
                 file.write(chunk)
             staging.commit()
 
-    def shown(self, place: str) -> str:
+    def shown(self, place: str = "") -> str:
         """Return a place as it is shown."""
         return printable(os.fspath(self.root / place))
 

@@ -44,12 +44,18 @@ class Summary:
         The output: a folder, or its URL.
     shard : (int, int), optional
         Which of how many; then the files are named after it.
+
+    Attributes
+    ----------
+    place : str
+        The output as it may be shown.
     """
 
     def __init__(
         self, jobs: Sequence[Job], out: Path | str, shard: tuple[int, int] | None = None
     ) -> None:
         self._jobs, self._out, self._store = jobs, out, store_of(out)
+        self.place = self._store.shown()
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
         self._json, self._csv = f"zoo{mark}.json", f"zoo{mark}.csv"
         self._page = "index.html" if shard is None else f"index{mark}.html"
@@ -91,6 +97,10 @@ class Summary:
         ):
             self._store.write(name, _encoded(lines))
         return True
+
+    def document(self) -> Iterator[str]:
+        """Yield the text of ``zoo.json`` piece by piece."""
+        return self._json_lines(*self._totals())
 
     def _records(self) -> Iterator[tuple[Job, bytes, Record | None]]:
         for job in self._jobs:

@@ -85,13 +85,19 @@ def scrubbed(text: str, url: str) -> str:
     >>> scrubbed("GET https://host/lm.pt?token=secret: 503", "https://host/lm.pt?token=secret")
     'GET https://host/lm.pt: 503'
     """
-    text = _ANY_URL.sub(lambda found: shown(found[0].rstrip(".,;:)")), text)
+    text = _ANY_URL.sub(lambda found: _shown_within(found[0]), text)
     who, _, query = _parts(url)
     secrets = {who, who.partition(":")[2], query}
     secrets |= {part.partition("=")[2] for part in re.split("[?#&]", query)}
     for secret in sorted((s for s in secrets if len(s) >= _SHORTEST), key=len, reverse=True):
         text = text.replace(secret, "***")
     return printable(" ".join(text.split()))
+
+
+def _shown_within(text: str) -> str:
+    """Return a URL as it may be shown, with the punctuation that a sentence put after it."""
+    url = text.rstrip(".,;:)")
+    return shown(url) + text[len(url) :]
 
 
 def has_glob(url: str) -> bool:

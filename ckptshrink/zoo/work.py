@@ -5,6 +5,7 @@ twice at once, both do the same and one of them is kept.
 """
 
 import os
+import re
 import socket
 import time
 import traceback
@@ -13,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, printable
-from ckptshrink.io.staging import MANIFEST, Staging, os_errors
+from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, OutputError, printable
+from ckptshrink.io.staged_file import os_errors
+from ckptshrink.io.staging import MANIFEST, Staging
 from ckptshrink.manifest import Manifest
 from ckptshrink.zoo import remote
 from ckptshrink.zoo.failures import is_transient
@@ -30,6 +32,7 @@ from ckptshrink.zoo.records import (
     Size,
     Status,
     gate_status,
+    read_record,
 )
 from ckptshrink.zoo.standing import (
     Hashes,
@@ -45,6 +48,9 @@ _MOST_LOG: Final = 200_000
 _MOST_SAID: Final = 2_000
 """Characters of a message in an answer, which must go through a pipe in one piece: a worker that is
 killed in the middle of a longer one would leave half of it, and its parent waiting."""
+
+_OURS: Final = re.compile(r"model.*\.safetensors(\.index\.json)?|README\.md|[a-z_]+\.json")
+"""Names of files that an artefact has."""
 
 said_by_libraries: Callable[[], str] = str
 """Returns what was written to the streams of this process; set in workers that have their own."""
@@ -249,7 +255,7 @@ class _Run:
             if self._place.error is not None:
                 raise self._place.error
             if manifest is None:
-                manifest = self._compress()
+                manifest = self._made()
             size = _size(manifest, self._place.artefact)
             for scoring in self._work.scorings:
                 done = scoring.name in standing.tasks
@@ -306,6 +312,36 @@ class _Run:
             found = replace(found, given_up=failed.key == key)
         return found
 
+    def _made(self) -> Manifest:
+        """Return the manifest of the artefact that is made now, or was by somebody meanwhile."""
+        try:
+            return self._compress()
+        except OutputError:
+            # two batches on one output, or a worker that was given up and works on: its artefact
+            # is as good as ours, byte for byte
+            found = None if self._order.force else self._standing().manifest
+            if found is None:
+                raise
+            self._log.say("it was made by another run meanwhile")
+            return found
+
+    def _clear_remains(self) -> None:
+        """Remove what is left of an artefact of ours whose manifest is gone: it is worth nothing.
+
+        Anything that no artefact has in it is somebody's, and then nothing is touched.
+        """
+        artefact = self._place.artefact
+        record = read_record(self._place.reports)
+        gone = artefact.is_dir() and not (artefact / MANIFEST).exists()
+        if not gone or record is None or record.size is None:
+            return
+        with os_errors(artefact):
+            files = list(artefact.iterdir())
+            if all(_OURS.fullmatch(file.name) and file.is_file() for file in files):
+                for file in files:
+                    file.unlink()
+                artefact.rmdir()
+
     def _compress(self) -> Manifest:
         from ckptshrink import rewrite  # computes, so it needs torch
         from ckptshrink.payload import Compute
@@ -313,14 +349,13 @@ class _Run:
 
         self._step = "compress"
         place, compression = self._place, self._work.compression
-        more = {}
-        if compression.max_shard_bytes is not None:
-            more["max_shard_bytes"] = compression.max_shard_bytes
+        self._clear_remains()
         result = rewrite.compress(
             place.source, place.artefact, compression.request,
             overwrite=(place.artefact / MANIFEST).is_file(), strict=compression.strict,
             compute=Compute(self._order.device, self._order.threads),
-            configuration=compression.sha256, **more,
+            configuration=compression.sha256,
+            max_shard_bytes=compression.max_shard_bytes or rewrite.DEFAULT_SHARD_BYTES,
         )  # fmt: skip
         totals = result.manifest.totals
         self._log.say(
@@ -336,7 +371,7 @@ class _Run:
         return result.manifest
 
     def _score(self, name: str, manifest: Manifest, old: Scored | None) -> Scored:
-        from ckptshrink.zoo.scoring import Scorer, failure_of  # runs models, so it needs torch
+        from ckptshrink.zoo.scoring import Scorer  # runs models, so it needs torch
 
         self._step = name
         scoring = next(each for each in self._work.scorings if each.name == name)
@@ -345,9 +380,6 @@ class _Run:
             place.source, place.artefact, place.reports, manifest, order.threads, order.device
         )
         scored = scorer.score(scoring, old, self._hashes)
-        error = failure_of(scored)
-        if error is not None:
-            raise error
         before = {metric.name: metric for metric in scored.baseline}
         self._log.say(
             *(
@@ -359,11 +391,11 @@ class _Run:
         return scored
 
     def _gate(self, tasks: dict[str, Scored], size: Size, standing: Standing) -> Gated | None:
-        from ckptshrink.zoo.scoring import verdicts_of
-
         gate = self._work.gate
         if gate is None:
             return None
+        from ckptshrink.zoo.scoring import verdicts_of  # statistics, which take a second to import
+
         self._step = "gate"
         key = gate_key(gate, tasks.values(), (size.nbytes_before, size.nbytes_after))
         old = standing.record.gate if standing.record is not None else None
