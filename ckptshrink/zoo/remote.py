@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 from ckptshrink.errors import CkptshrinkError
 from ckptshrink.zoo.failures import TransientError
-from ckptshrink.zoo.urls import has_glob, is_below, is_plain, is_url, path_of, shown
+from ckptshrink.zoo.urls import (
+    has_glob,
+    is_below,
+    is_plain,
+    is_url,
+    path_of,
+    shown,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from ckptshrink.zoo.jobs import Job
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Look", "check_output", "fingerprint_of", "is_below", "is_url", "looking", "matching",
-    "path_of", "shown", "workspace",
+    "path_of", "shown", "without_secrets", "workspace",
 ]  # fmt: skip
 
 _SHARD: Final = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin)")

@@ -77,6 +77,11 @@ def shown(url: str) -> str:
     return printable(f"{scheme}://{_parts(url)[1]}")
 
 
+def without_secrets(text: str) -> str:
+    """Return a URL as it may be shown, and a path as it is, whatever is in it."""
+    return shown(text) if is_url(text) else text
+
+
 def scrubbed(text: str, url: str) -> str:
     """Return what a library says without the secrets of the URL that it was given.
 

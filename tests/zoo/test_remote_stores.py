@@ -482,3 +482,20 @@ print(sorted({"fsspec", "huggingface_hub", "distributed", "dask", "aiohttp"} & s
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_command_shows_no_secret(
+    tmp_path: Path, fixtures: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ckptshrink_cli.main import run
+
+    lstm = fixtures / "safetensors/lstm_bfloat16.safetensors"
+    put("/me:hunter2@zoo/lm.safetensors?token=swordfish", lstm.read_bytes())
+    toml = f'[[model]]\npath = ["{SECRET}"]\ntarget = "Wh"\nrank = 1\n'
+    (tmp_path / "zoo.toml").write_text(toml)
+    args = ["batch", str(tmp_path / "zoo.toml"), "-o", "rigged://me:hunter2@out"]
+    for more in (["--print-config"], ["--dry-run"], ["--dry-run", "--json"]):
+        assert run([*args, *more]) == 0
+        said = "".join(capfd.readouterr())
+        assert "hunter2" not in said and "swordfish" not in said
+    assert "zoo/lm.safetensors" in said
