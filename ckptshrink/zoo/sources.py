@@ -4,8 +4,8 @@ A store is asked for no more than the reader would look at on a disk: a file and
 that are carried along, an index and its shards, or the folder of a model.
 """
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,7 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ckptshrink.digest import value_sha256
-from ckptshrink.errors import CheckpointError, UnknownFormatError, printable
+from ckptshrink.errors import (
+    CheckpointError,
+    UnknownFormatError,
+    UnsafeCheckpointError,
+    printable,
+)
 from ckptshrink.io.files import SourceFile
 from ckptshrink.io.hdf5_file import options_names
 from ckptshrink.io.model_folder import (
@@ -135,7 +140,7 @@ def survey(url: str) -> Survey:
     where, _, _ = path_of(url).rpartition("/")
     if not where:
         return Survey(place, place, weights, known=(weights,))
-    folder = FarFolder(f"{url[: url.rindex(path_of(url))]}{where}")
+    folder = FarFolder(f"{url[: url.index(path_of(url))]}{where}")
     if name.endswith(_INDEX):
         return _of_index(place, folder, weights)
     if name in {SINGLE_NAME, BIN_NAME}:
@@ -166,7 +171,9 @@ def fetch(found: Survey, room: Path) -> Path:
     TransientError
         The store does not answer, or the disk here is full.
     """
-    _check_space(found, room)
+    small = [e for e in found.beside if e.nbytes is None or e.nbytes <= MAX_SIDECAR]
+    _refuse_links([*small, *([found.weights] if found.is_folder else [])], found.store)
+    _check_space([found.weights, *small], found.store, room)
     folder = room / found.home  # a reader may tell what it is called
     folder.mkdir()
     store, weights = found.store, found.weights
@@ -174,7 +181,7 @@ def fetch(found: Survey, room: Path) -> Path:
     itself = "" if not found.is_folder else weights.name
     found.place.fetch(itself, folder / weights.name, weights.nbytes)
     for entry in found.beside:
-        if entry.nbytes is not None and entry.nbytes > MAX_SIDECAR:
+        if entry not in small and entry.nbytes is not None:
             with (folder / entry.name).open("wb") as file:  # by its size the reader leaves it out
                 file.truncate(entry.nbytes)
         else:
@@ -266,10 +273,12 @@ def _fetch_shards(found: Survey, folder: Path) -> None:
             index = read_index(file)
         except UnknownFormatError:  # another JSON file: what it is, is for the reader to say
             return
+    shards = {name: to for name, to in index.shard_paths().items() if not to.exists()}
+    there = [entry for entry in found.known if entry.name in shards]
+    _refuse_links(there, found.store)
+    _check_space(there, found.store, folder)
     sizes = {entry.name: entry.nbytes for entry in found.known}
-    for name, shard in index.shard_paths().items():
-        if shard.exists():
-            continue
+    for name, shard in shards.items():
         shard.parent.mkdir(parents=True, exist_ok=True)
         try:
             found.store.fetch(name, shard, sizes.get(name))
@@ -310,11 +319,24 @@ def _listed(store: FarFolder) -> list[Entry]:
     return [entry for entry in entries if is_plain(entry.name)]
 
 
-def _check_space(found: Survey, room: Path) -> None:
+def _refuse_links(files: Iterable[Entry], store: FarFolder) -> None:
+    """Refuse a link that nobody named: it may lead to a file that is none of the model's."""
+    for entry in files:
+        if entry.is_link:
+            raise UnsafeCheckpointError(
+                "is a link, and those of a store are not followed",
+                path=store.shown(entry.name),
+                hint="a folder of this machine can be named by its path",
+            )
+
+
+def _check_space(files: Iterable[Entry], store: FarFolder, room: Path) -> None:
+    """Refuse what the disk here has no room for, before it is full and others fail too."""
     free = shutil.disk_usage(room).free
-    if found.nbytes + _SPARE > free:
+    needed = sum(entry.nbytes or 0 for entry in files)
+    if needed + _SPARE > free:
         raise TransientError(
-            f"takes {found.nbytes:,} bytes here, and {os.fspath(room.parent)} has {free:,} free",
-            path=found.store.shown(),
+            f"takes {needed:,} bytes here, and {tempfile.gettempdir()} has {free:,} free",
+            path=store.shown(),
             hint="have TMPDIR name a folder on a larger disk",
         )

@@ -152,12 +152,15 @@ class Entry:
         None where the store does not say.
     marks : tuple of (str, str)
         What changes with the content: an ETag, a time; empty where the store says nothing.
+    is_link : bool
+        Of the few stores that have links.
     """
 
     name: str
     is_folder: bool
     nbytes: int | None
     marks: tuple[tuple[str, str], ...]
+    is_link: bool = False
 
 
 class FarFolder:
@@ -460,6 +463,7 @@ def _entry(info: dict[str, Any], name: str) -> Entry:
         info.get("type") == "directory",
         int(size) if isinstance(size, int | float) and size >= 0 else None,
         tuple(sorted(found.items())),
+        bool(info.get("islink")) or info.get("type") == "link",
     )
 
 

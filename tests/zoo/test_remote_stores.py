@@ -499,3 +499,23 @@ def test_the_command_shows_no_secret(
         said = "".join(capfd.readouterr())
         assert "hunter2" not in said and "swordfish" not in said
     assert "zoo/lm.safetensors" in said
+
+
+def test_a_link_that_nobody_named_is_not_followed(tmp_path: Path) -> None:
+    home, room = tmp_path / "zoo", tmp_path / "room"
+    home.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (home / "model.safetensors").write_bytes(b"weights")
+    (home / "config.json").symlink_to(tmp_path / "secret")
+    (home / "m.index.json").write_text('{"weight_map": {"w": "one.safetensors"}}')
+    (home / "one.safetensors").symlink_to(tmp_path / "secret")
+    for number, name in enumerate(["", "/model.safetensors", "/m.index.json"]):
+        if name == "/m.index.json":
+            (home / "config.json").unlink()
+        (room / str(number)).mkdir(parents=True)
+        with pytest.raises(UnsafeCheckpointError, match="is a link"):
+            fetch(survey(f"file://{home}{name}"), room / str(number))
+    assert not any("secret" in path.read_text() for path in room.rglob("*") if path.is_file())
+    (home / "mine.pt").symlink_to(home / "model.safetensors")
+    (room / "named").mkdir()
+    assert fetch(survey(f"file://{home}/mine.pt"), room / "named").read_bytes() == b"weights"
