@@ -8,6 +8,7 @@ the URL. Nothing is believed of a listing: names that are none are refused.
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -448,6 +449,13 @@ def check_scheme(url: str) -> None:
 
 def _opened(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
+
+    if scheme_of(url) == "hf":  # its bars would be all that a log has
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that HF_HUB_DISABLE_PROGRESS_BARS=0 wants them
+            disable_progress_bars()
 
     found: tuple[Any, str] = url_to_fs(url)
     return found

@@ -10,6 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -216,8 +217,9 @@ def give_up(order: Order, message: str, *, crashed: bool = False) -> Answer:
     log.say(*order.lost, message)
     key = ""
     if crashed:
-        source = remote.fingerprint_of(order.job.source)
-        key = failure_key(order.job.work, source, Hashes()) if source else ""
+        with suppress(CkptshrinkError):  # a store that does not answer: then the next run tries
+            source = remote.fingerprint_of(order.job.source)
+            key = failure_key(order.job.work, source, Hashes()) if source else ""
     failed = Failed(step="run", message=message, key=key, transient=not key)
     record = Record(
         name=order.job.shown, source=remote.shown(order.job.source),

@@ -83,12 +83,14 @@ def tree(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_model_of_the_hub_is_fetched_once(
-    url: str, model: str, server: Hub, fixtures: Path, tmp_path: Path
-) -> None:
+    url: str, model: str, server: Hub, fixtures: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     out = tmp_path / "out"
     (job,) = jobs(url, out)
     answer = work(Order(job, str(out)))
     assert answer.status == "done", answer
+    assert capfd.readouterr() == ("", "")  # no bars
     kept = set(server.repositories[f"org/{model}"]) - {"README.md", "onnx/model.onnx"}
     assert {line.rpartition("/")[2] for line in server.downloads()} == kept
     (near,) = jobs(str(fixtures / "transformers" / model), tmp_path / "near")

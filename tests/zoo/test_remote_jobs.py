@@ -272,6 +272,21 @@ def test_nothing_is_known_of_a_job_that_is_given_up_but_its_record(fixtures: Pat
     }
 
 
+def test_a_crash_is_given_up_until_the_url_has_something_else(fixtures: Path) -> None:
+    put("/zoo/lstm.safetensors", (fixtures / LSTM).read_bytes())
+    first = job("rigged://zoo/lstm.safetensors")
+    give_up(Order(first, "rigged://out"), "its worker crashed", crashed=True)
+    with remote.looking(first, "rigged://out", Hashes()) as look:
+        assert look.standing.given_up
+    put("/zoo/lstm.safetensors", b"another")
+    with remote.looking(first, "rigged://out", Hashes()) as look:
+        assert not look.standing.given_up
+    with rigged(fail_at=1, error=ConnectionError("down")):
+        give_up(Order(first, "rigged://out"), "its worker crashed", crashed=True)
+    with remote.looking(first, "rigged://out", Hashes()) as look:
+        assert not look.standing.given_up  # nothing is known of what crashed it
+
+
 def test_what_a_task_found_is_fetched_and_kept(fixtures: Path, tmp_path: Path) -> None:
     put("/zoo/lstm.safetensors", (fixtures / LSTM).read_bytes())
     script = "import json, os; print(json.dumps({'size': 1.0}))"
