@@ -57,28 +57,28 @@ class Summary:
         self._jobs, self._out, self._store = jobs, out, store_of(out)
         self.place = self._store.shown()
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
-        self._json, self._csv = f"zoo{mark}.json", f"zoo{mark}.csv"
-        self._page = "index.html" if shard is None else f"index{mark}.html"
+        self._json_name, self._csv_name = f"zoo{mark}.json", f"zoo{mark}.csv"
+        self._page_name = "index.html" if shard is None else f"index{mark}.html"
 
     @property
     def json(self) -> str:
         """Return the path or URL of ``zoo.json``, as it may be shown."""
-        return self._store.shown(self._json)
+        return self._store.shown(self._json_name)
 
     @property
     def csv(self) -> str:
         """Return the path or URL of ``zoo.csv``, as it may be shown."""
-        return self._store.shown(self._csv)
+        return self._store.shown(self._csv_name)
 
     @property
     def page(self) -> str:
         """Return the path or URL of the page, as it may be shown."""
-        return self._store.shown(self._page)
+        return self._store.shown(self._page_name)
 
     @property
     def files(self) -> tuple[str, ...]:
         """Return the names of the files in the output, the last of which stands for all."""
-        return self._csv, self._page, self._json
+        return self._csv_name, self._page_name, self._json_name
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a flat row for each model, in order; see `FIELDS`."""
@@ -91,9 +91,9 @@ class Summary:
         if self._digest_there() == digest and all(map(self._store.has, self.files)):
             return False
         for name, lines in (
-            (self._csv, self._csv_lines()),
-            (self._page, index_lines(totals, self.rows(), self._out)),
-            (self._json, self._json_lines(digest, totals)),
+            (self._csv_name, self._csv_lines()),
+            (self._page_name, index_lines(totals, self.rows(), self._out)),
+            (self._json_name, self._json_lines(digest, totals)),
         ):
             self._store.write(name, _encoded(lines))
         return True
@@ -132,7 +132,7 @@ class Summary:
 
     def _digest_there(self) -> str | None:
         """Return the hash that stands in the summary of an earlier run, near its top."""
-        head = self._store.read(self._json, _HEAD)
+        head = self._store.read(self._json_name, _HEAD)
         if head is None:
             return None
         _, found, rest = head.decode("utf-8", "replace").partition('"records_sha256": "')
