@@ -9,16 +9,19 @@ import csv
 import hashlib
 import io
 import json
+import os
+import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from ckptshrink.version import __version__
 from ckptshrink.zoo.jobs import Job
 from ckptshrink.zoo.pages import index_lines
 from ckptshrink.zoo.records import RECORD, Record, record_of, row_of
-from ckptshrink.zoo.stores import store_of
+from ckptshrink.zoo.stores import NearFolder, store_of
 
 SUMMARY_SCHEMA_VERSION: Final = 1
 
@@ -55,6 +58,7 @@ class Summary:
         self, jobs: Sequence[Job], out: Path | str, shard: tuple[int, int] | None = None
     ) -> None:
         self._jobs, self._out, self._store = jobs, out, store_of(out)
+        self._spool: _Spool | None = None
         self.place = self._store.shown()
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
         self._json_name, self._csv_name = f"zoo{mark}.json", f"zoo{mark}.csv"
@@ -87,6 +91,17 @@ class Summary:
 
     def write(self) -> bool:
         """Write the files, unless they are there and say the same; return whether it did."""
+        if isinstance(self._store, NearFolder):
+            return self._written()
+        # each of the files goes through all records, which a store would be asked for each time
+        with tempfile.TemporaryFile() as spool:
+            self._spool = _Spool(spool)
+            try:
+                return self._written()
+            finally:
+                self._spool = None
+
+    def _written(self) -> bool:
         digest, totals = self._totals()
         if self._digest_there() == digest and all(map(self._store.has, self.files)):
             return False
@@ -103,8 +118,12 @@ class Summary:
         return self._json_lines(*self._totals())
 
     def _records(self) -> Iterator[tuple[Job, bytes, Record | None]]:
-        for job in self._jobs:
-            data = self._store.read(f"{job.reports}/{RECORD}", _MOST_RECORD) or b""
+        for number, job in enumerate(self._jobs):
+            data = None if self._spool is None else self._spool.get(number)
+            if data is None:
+                data = self._store.read(f"{job.reports}/{RECORD}", _MOST_RECORD) or b""
+                if self._spool is not None:
+                    self._spool.add(data)
             yield job, data, record_of(data) if data else None
 
     def _totals(self) -> tuple[str, dict[str, Any]]:
@@ -155,6 +174,26 @@ class Summary:
         yield _csv_line(FIELDS)
         for row in self.rows():
             yield _csv_line(["" if row[f] is None else row[f] for f in FIELDS])
+
+
+class _Spool:
+    """Texts in the order in which they were added, in a file and not in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._ends = file, array("Q", [0])
+
+    def add(self, data: bytes) -> None:
+        """Add a text."""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(data)
+        self._ends.append(self._file.tell())
+
+    def get(self, number: int) -> bytes | None:
+        """Return a text by its number, None if there are not as many yet."""
+        if number + 1 >= len(self._ends):
+            return None
+        self._file.seek(self._ends[number])
+        return self._file.read(self._ends[number + 1] - self._ends[number])
 
 
 def _row(job: Job, record: Record | None) -> dict[str, Any]:

@@ -407,6 +407,7 @@ def test_a_summary_is_kept_in_the_store_and_written_once(fixtures: Path) -> None
     with rigged() as rig:
         assert summary.write()
     assert [Path(path).name for path in rig.of("put")] == ["zoo.csv", "index.html", "zoo.json"]
+    assert [Path(path).name for path in rig.of("read")].count("job.json") == len(found)
     assert summary.json == "rigged://out/zoo.json"
     with rigged() as rig:
         assert not summary.write()
