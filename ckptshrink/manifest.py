@@ -6,6 +6,7 @@ path is in it: the same input, plan and seed give the same bytes.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -198,6 +199,22 @@ def read_manifest(artefact: Path) -> Manifest:
             path=artefact,
             hint="is it an artefact made by: ckptshrink compress?",
         ) from error
+    return manifest_of(data, path)
+
+
+def manifest_of(data: bytes, path: str | os.PathLike[str]) -> Manifest:
+    """Return a manifest from its text, checked against its own hash.
+
+    Parameters
+    ----------
+    path : path
+        What messages call it.
+
+    Raises
+    ------
+    ManifestMismatchError
+        It is no manifest this version knows, or a byte of it was changed.
+    """
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:

@@ -23,7 +23,7 @@ _FIELDS: Final = (
 def show(run: Run, jobs: "Sequence[Job]", settings: "Settings", *, as_json: bool) -> int:
     """Print what a batch would do with each model."""
     from ckptshrink.zoo.footprint import available_memory
-    from ckptshrink.zoo.remote import is_url
+    from ckptshrink.zoo.remote import is_url, without_secrets
 
     rows = list(_rows(jobs, settings))
     disk = sum(row["nbytes_after"] or 0 for row in rows if row["would"] != "nothing")
@@ -41,18 +41,19 @@ def show(run: Run, jobs: "Sequence[Job]", settings: "Settings", *, as_json: bool
         "nbytes_memory": available_memory() if settings.local else None,
     }
     if as_json:
-        document = {"schema_version": _SCHEMA_VERSION, "dry_run": True, "out": settings.out}
+        out = without_secrets(settings.out)
+        document = {"schema_version": _SCHEMA_VERSION, "dry_run": True, "out": out}
         emit_json(document | {"totals": totals, "models": rows})
     elif sys.stdout.isatty():
         emit(render.as_table(rows, _columns()))
     else:
         emit(render.as_tsv(rows, _FIELDS))
-    run.say(*_lines(totals, settings.out))
+    run.say(*_lines(totals, without_secrets(settings.out)))
     return exit_codes.DONE
 
 
 def _rows(jobs: "Sequence[Job]", settings: "Settings") -> Iterator[dict[str, Any]]:
-    from ckptshrink.zoo.footprint import footprint_of
+    from ckptshrink.zoo.footprint import BASE, footprint_of
     from ckptshrink.zoo.remote import looking
     from ckptshrink.zoo.standing import Hashes
 
@@ -67,7 +68,9 @@ def _rows(jobs: "Sequence[Job]", settings: "Settings") -> Iterator[dict[str, Any
         }
         with looking(job, settings.out, hashes) as look:
             row["would"] = would_do(look.standing, job, settings)
-            if look.source is not None and row["would"] != "nothing":
+            if look.source is None and row["would"] != "nothing":  # in a store, and not fetched
+                row |= {"nbytes_before": look.nbytes, "nbytes_peak": BASE + look.nbytes}
+            elif look.source is not None and row["would"] != "nothing":
                 found = footprint_of(work, look.source)
                 row |= {
                     "nbytes_before": found.before,

@@ -277,21 +277,26 @@ def _start(
 
 def _config(zoo: "Zoo", jobs: "Sequence[Job]", out: str) -> dict[str, Any]:
     """Return what holds for the models of each entry, and which they are."""
+    from ckptshrink.zoo.remote import without_secrets
     from ckptshrink.zoo.settings import merged
 
     models = [
         {
-            "path": list(model.path),
+            "path": list(map(without_secrets, model.path)),
             "recipe": merged(zoo.defaults, model).model_dump(mode="json", exclude_unset=True),
             "checkpoints": [
-                {"name": job.shown, "source": job.source, "artefact": job.artefact}
+                {
+                    "name": job.shown,
+                    "source": without_secrets(job.source),
+                    "artefact": job.artefact,
+                }
                 for job in jobs
                 if job.entry == number
             ],
         }
         for number, model in enumerate(zoo.model)
     ]
-    return {"schema_version": _SCHEMA_VERSION, "out": out, "models": models}
+    return {"schema_version": _SCHEMA_VERSION, "out": without_secrets(out), "models": models}
 
 
 def _show(run: Run, summary: "Summary", totals: "Totals", *, as_json: bool) -> None:

@@ -251,11 +251,22 @@ def _ref(dataset: Dataset, file: str) -> TensorRef:
     )
 
 
+def options_names(stem: str) -> list[str]:
+    """Return what the options of an ELMo may be called, by the name of its file without suffix.
+
+    Examples
+    --------
+    >>> options_names("elmo_weights")
+    ['elmo_weights_options.json', 'elmo_options.json', 'options.json']
+    """
+    # Published files are called PREFIX_weights.hdf5 and PREFIX_options.json.
+    stems = (stem, stem.removesuffix("_weights"))
+    return list(dict.fromkeys([*(f"{stem}_options.json" for stem in stems), "options.json"]))
+
+
 def _options_beside(path: Path, notes: list[str]) -> tuple[Path, ...]:
     """Return the options of an ELMo: its own by name, or ``options.json`` in its folder."""
-    # Published files are called PREFIX_weights.hdf5 and PREFIX_options.json.
-    stems = (path.stem, path.stem.removesuffix("_weights"))
-    for name in dict.fromkeys([*(f"{stem}_options.json" for stem in stems), "options.json"]):
+    for name in options_names(path.stem):
         beside = path.parent / name
         if not beside.exists():
             continue

@@ -126,6 +126,11 @@ def has_weights(names: Collection[str]) -> bool:
     return bool({SINGLE_NAME, BIN_NAME} & set(names)) or any(n.endswith(suffixes) for n in names)
 
 
+def is_carried(name: str) -> bool:
+    """Tell whether a file is carried along with the weights of its folder, by its name."""
+    return _CARRIED.fullmatch(name) is not None
+
+
 def is_beside_config(weights: Path) -> bool:
     """Tell whether a file of weights is that of a model's folder, by its name and its neighbour."""
     return weights.name in {SINGLE_NAME, BIN_NAME} and (weights.parent / CONFIG).exists()

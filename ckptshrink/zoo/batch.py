@@ -277,7 +277,9 @@ class _Batch:
                     before = Answer("failed", message="was never begun; leave --failed out")
             if done and not settings.force and before is not None:
                 return job, before, 0
-            peak = footprint_of(job.work, look.source).peak if look.source is not None else BASE
+            if look.source is None:  # in a store: its size is all that is known of it
+                return job, None, BASE + look.nbytes
+            peak = footprint_of(job.work, look.source).peak
         return job, None, peak
 
     def _hear(self, what: str, value: Any) -> None:

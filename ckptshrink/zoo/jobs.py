@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -42,7 +42,7 @@ class Job:
     """
 
     name: str
-    source: str
+    source: str = field(repr=False)  # a URL can have a password in it
     work: Work
     entry: int = 0
 
@@ -98,16 +98,16 @@ def jobs_of(zoo: Zoo, folder: Path, out: str) -> list[Job]:
                 job = Job(_name(source, model, folder), source, work, number)
                 other = found.get(job.name)
                 if other is not None and other.source != source:
+                    one, two = map(remote.shown, (other.source, source))
                     raise PlanError(
-                        f"{printable(other.source)} and {printable(source)} would both be put at "
-                        f"{job.shown}",
+                        f"{one} and {two} would both be put at {job.shown}",
                         hint='give one of their [[model]] tables an into = "FOLDER"',
                     )
                 found[job.name] = job
     if empty:
+        named = ", ".join(repr(remote.shown(pattern)) for pattern in empty)
         raise NothingMatchedError(
-            f"{', '.join(repr(p) for p in empty)} {'matches' if len(empty) == 1 else 'match'} "
-            "nothing",
+            f"{named} {'matches' if len(empty) == 1 else 'match'} nothing",
             hint=_hint(empty, folder),
         )
     _check_places(found)
@@ -158,11 +158,14 @@ def _sources(pattern: str, model: Model, folder: Path, out: str) -> Iterator[str
     else:
         yield os.path.normpath(folder / pattern)  # named outright: if it is gone, that is said
         return
-    ours = None if remote.is_url(out) else os.path.realpath(out)
+    far = remote.is_url(out)
+    ours = None if far else os.path.realpath(out)
     seen: set[str] = set()
     for source in found:
         name = source.rsplit("/", 1)[-1]
         if any(fnmatch.fnmatch(name, g) or fnmatch.fnmatch(source, g) for g in model.exclude or ()):
+            continue
+        if far and remote.is_url(source) and remote.is_below(source, out):
             continue
         if ours is not None and os.path.realpath(source).startswith(ours + os.sep):
             continue

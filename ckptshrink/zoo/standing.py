@@ -53,6 +53,9 @@ class Standing:
         """Return whether nothing is left to do."""
         if self.manifest is None or self.record is None or self.record.failed is not None:
             return False
+        size = self.record.size  # killed between the two, a run leaves the record of the one before
+        if size is None or size.manifest_sha256 != self.manifest.manifest_sha256:
+            return False
         scored = len(self.tasks) == len(work.scorings)
         return scored and (work.gate is None) == (self.record.gate is None) and self.gated
 
@@ -78,49 +81,73 @@ class Hashes:
 
 
 def standing_of(
-    job: Job, source: Path, artefact: Path, reports: Path, data_hashes: Hashes
+    job: Job, source: Path | str, artefact: Path, reports: Path, data_hashes: Hashes
 ) -> Standing:
     """Return how far a model is.
 
     Parameters
     ----------
-    source, artefact, reports : Path
+    source : Path or str
+        Where it is on this machine; of one in a store, which is not fetched, its identity.
+    artefact, reports : Path
         Where they are on this machine.
     data_hashes : Hashes
         Of the files of tasks, which many models have in common.
     """
     record = read_record(reports)
-    manifest = _whole(artefact, job.work, lambda found: inputs_of(found, source))
-    if manifest is None:
-        failed = record.failed if record is not None else None
-        given_up = failed is not None and not failed.transient and bool(failed.key)
-        if given_up and failed is not None:
-            given_up = failed.key == failure_key(job.work, source, data_hashes)
-        return Standing(None, record, given_up=given_up)
-    return standing_with(job, manifest, record, reports, source, data_hashes)
+    manifest = _whole(artefact, job.work, lambda found: present_inputs(found, source, record))
+    return standing_with(
+        job, manifest, record, lambda scored: documents_whole(scored, reports), source, data_hashes
+    )
 
 
 def standing_with(
     job: Job,
-    manifest: Manifest,
+    manifest: Manifest | None,
     record: Record | None,
-    reports: Path,
-    source: Path,
+    are_there: Callable[[Scored], bool],
+    source: Path | str,
     data_hashes: Hashes,
 ) -> Standing:
-    """Return how far a model is whose artefact is whole."""
+    """Return how far a model is.
+
+    Parameters
+    ----------
+    manifest : Manifest or None
+        Of its artefact, if that is whole.
+    record : Record or None
+    are_there : callable
+        Tells whether the documents of scores are those that were written.
+    source : Path or str
+        As of `standing_of`.
+    """
     if record is None:
         return Standing(manifest, None)
-    tasks = tuple(
-        scoring.name
-        for scoring in job.work.scorings
-        if _scored(scoring, manifest, record.tasks.get(scoring.name), reports, data_hashes)
-    )
-    gated = _gated(job.work.gate, record)
     failed, given_up = record.failed, False
     if failed is not None and not failed.transient and failed.key:
         given_up = failed.key == failure_key(job.work, source, data_hashes)
-    return Standing(manifest, record, tasks, gated, given_up)
+    if manifest is None:
+        return Standing(None, record, given_up=given_up)
+    tasks = tuple(
+        scoring.name
+        for scoring in job.work.scorings
+        if _scored(scoring, manifest, record.tasks.get(scoring.name), are_there, data_hashes)
+    )
+    return Standing(manifest, record, tasks, _gated(job.work.gate, record), given_up)
+
+
+def present_inputs(
+    manifest: Manifest, source: Path | str, record: Record | None
+) -> list[tuple[str, str]] | None:
+    """Return name and present hash of what an artefact was made from; None if it can't be told.
+
+    Of a source in a store that is what they were, if it is as it was when the record was made.
+    """
+    if isinstance(source, Path):
+        return list(inputs_of(manifest, source))
+    if record is None or not source or record.identity != source:
+        return None
+    return recorded_inputs(manifest)
 
 
 def inputs_of(manifest: Manifest, source: Path) -> Iterator[tuple[str, str]]:
@@ -156,8 +183,14 @@ def gate_key(gate: Gate, tasks: Iterable[Scored], sizes: tuple[int, int]) -> str
     return value_sha256([gate.sha256, [s.key for s in tasks], list(sizes), __version__])
 
 
-def failure_key(work: Work, source: Path, hashes: Hashes) -> str:
-    """Return the key of a failure: of everything that the job depends on."""
+def failure_key(work: Work, source: Path | str, hashes: Hashes) -> str:
+    """Return the key of a failure: of everything that the job depends on.
+
+    Parameters
+    ----------
+    source : Path or str
+        As of `standing_of`.
+    """
     tasks = [
         [scoring.name, scoring.sha256({path: hashes(path) for path in scoring.files})]
         for scoring in work.scorings
@@ -172,7 +205,7 @@ def documents_whole(scored: Scored, reports: Path) -> bool:
 
 
 def _whole(
-    artefact: Path, work: Work, inputs: Callable[[Manifest], Iterable[tuple[str, str]]]
+    artefact: Path, work: Work, inputs_now: Callable[[Manifest], list[tuple[str, str]] | None]
 ) -> Manifest | None:
     """Return the manifest of an artefact that is this job's, and every byte of it as written."""
     try:
@@ -182,17 +215,24 @@ def _whole(
     manifest = found.manifest
     if not manifest.job_key or not found.passed:
         return None
-    key = job_key_of(inputs(manifest), work.compression.sha256)
+    inputs = inputs_now(manifest)
+    if inputs is None:
+        return None
+    key = job_key_of(inputs, work.compression.sha256)
     return manifest if key == manifest.job_key else None
 
 
 def _scored(
-    scoring: Scoring, manifest: Manifest, scored: Scored | None, reports: Path, hashes: Hashes
+    scoring: Scoring,
+    manifest: Manifest,
+    scored: Scored | None,
+    are_there: Callable[[Scored], bool],
+    hashes: Hashes,
 ) -> bool:
     if scored is None:
         return False
     keys = task_keys(scoring, manifest, hashes)
-    return keys == (scored.key, scored.baseline_key) and documents_whole(scored, reports)
+    return keys == (scored.key, scored.baseline_key) and are_there(scored)
 
 
 def _gated(gate: Gate | None, record: Record) -> bool:
@@ -204,8 +244,10 @@ def _gated(gate: Gate | None, record: Record) -> bool:
     return record.gate.key == gate_key(gate, record.tasks.values(), sizes)
 
 
-def _fingerprint(source: Path) -> str:
+def _fingerprint(source: Path | str) -> str:
     """Return what tells one state of a source from another, whether it can be read or not."""
+    if isinstance(source, str):
+        return source or _UNREADABLE
     try:
         if not source.is_dir():
             beside = source.name.endswith(".index.json")

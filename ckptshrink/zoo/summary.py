@@ -1,23 +1,27 @@
 """What is left of a batch as a whole: ``zoo.json``, ``zoo.csv`` and ``index.html``.
 
-They are made of the models' records, one at a time, so that a zoo of any size takes no memory; and
-not written again where no record has changed.
+They are in the output, be it a folder or a store, and ``zoo.json`` comes last. They are made of the
+models' records, one at a time, so that a zoo of any size takes no memory; and not written again
+where no record has changed.
 """
 
 import csv
 import hashlib
 import io
 import json
+import os
+import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
-from ckptshrink.io.staging import Staging
 from ckptshrink.version import __version__
 from ckptshrink.zoo.jobs import Job
 from ckptshrink.zoo.pages import index_lines
 from ckptshrink.zoo.records import RECORD, Record, record_of, row_of
+from ckptshrink.zoo.stores import NearFolder, store_of
 
 SUMMARY_SCHEMA_VERSION: Final = 1
 
@@ -28,6 +32,9 @@ FIELDS: Final = (
 )  # fmt: skip
 """Columns of ``zoo.csv``, and keys of a model in ``zoo.json``."""
 
+_MOST_RECORD: Final = 1 << 26
+_HEAD: Final = 512
+
 
 class Summary:
     """The files that sum a batch up.
@@ -36,26 +43,46 @@ class Summary:
     ----------
     jobs : sequence of Job
         Those of the batch; of a shard those of the shard.
-    place : str
-        The output: a folder's path, or a URL.
+    out : Path or str
+        The output: a folder, or its URL.
     shard : (int, int), optional
         Which of how many; then the files are named after it.
+
+    Attributes
+    ----------
+    place : str
+        The output as it may be shown.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], place: str, shard: tuple[int, int] | None = None
+        self, jobs: Sequence[Job], out: Path | str, shard: tuple[int, int] | None = None
     ) -> None:
-        self._jobs, self.place = jobs, place
-        self._out = out = Path(place)
+        self._jobs, self._out, self._store = jobs, out, store_of(out)
+        self._spool: _Spool | None = None
+        self.place = self._store.shown()
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
-        self.json = out / f"zoo{mark}.json"
-        self.csv = out / f"zoo{mark}.csv"
-        self.page = out / ("index.html" if shard is None else f"index{mark}.html")
+        self._json_name, self._csv_name = f"zoo{mark}.json", f"zoo{mark}.csv"
+        self._page_name = "index.html" if shard is None else f"index{mark}.html"
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Return the files, the last of which stands for all."""
-        return self.csv, self.page, self.json
+    def json(self) -> str:
+        """Return the path or URL of ``zoo.json``, as it may be shown."""
+        return self._store.shown(self._json_name)
+
+    @property
+    def csv(self) -> str:
+        """Return the path or URL of ``zoo.csv``, as it may be shown."""
+        return self._store.shown(self._csv_name)
+
+    @property
+    def page(self) -> str:
+        """Return the path or URL of the page, as it may be shown."""
+        return self._store.shown(self._page_name)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the names of the files in the output, the last of which stands for all."""
+        return self._csv_name, self._page_name, self._json_name
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a flat row for each model, in order; see `FIELDS`."""
@@ -64,24 +91,39 @@ class Summary:
 
     def write(self) -> bool:
         """Write the files, unless they are there and say the same; return whether it did."""
+        if isinstance(self._store, NearFolder):
+            return self._written()
+        # each of the files goes through all records, which a store would be asked for each time
+        with tempfile.TemporaryFile() as spool:
+            self._spool = _Spool(spool)
+            try:
+                return self._written()
+            finally:
+                self._spool = None
+
+    def _written(self) -> bool:
         digest, totals = self._totals()
-        if self._digest_there() == digest and all(path.is_file() for path in self.files):
+        if self._digest_there() == digest and all(map(self._store.has, self.files)):
             return False
-        _write(self.csv, self._csv())
-        _write(self.page, index_lines(totals, self.rows(), self._out))
-        _write(self.json, self._json(digest, totals))
+        for name, lines in (
+            (self._csv_name, self._csv_lines()),
+            (self._page_name, index_lines(totals, self.rows(), self._out)),
+            (self._json_name, self._json_lines(digest, totals)),
+        ):
+            self._store.write(name, _encoded(lines))
         return True
 
     def document(self) -> Iterator[str]:
         """Yield the text of ``zoo.json`` piece by piece."""
-        return self._json(*self._totals())
+        return self._json_lines(*self._totals())
 
     def _records(self) -> Iterator[tuple[Job, bytes, Record | None]]:
-        for job in self._jobs:
-            try:
-                data = (self._out / job.reports / RECORD).read_bytes()
-            except OSError:
-                data = b""
+        for number, job in enumerate(self._jobs):
+            data = None if self._spool is None else self._spool.get(number)
+            if data is None:
+                data = self._store.read(f"{job.reports}/{RECORD}", _MOST_RECORD) or b""
+                if self._spool is not None:
+                    self._spool.add(data)
             yield job, data, record_of(data) if data else None
 
     def _totals(self) -> tuple[str, dict[str, Any]]:
@@ -109,15 +151,13 @@ class Summary:
 
     def _digest_there(self) -> str | None:
         """Return the hash that stands in the summary of an earlier run, near its top."""
-        try:
-            with self.json.open("rb") as file:
-                head = file.read(512).decode("utf-8", "replace")
-        except OSError:
+        head = self._store.read(self._json_name, _HEAD)
+        if head is None:
             return None
-        _, found, rest = head.partition('"records_sha256": "')
+        _, found, rest = head.decode("utf-8", "replace").partition('"records_sha256": "')
         return rest[:64] if found else None
 
-    def _json(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
+    def _json_lines(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
         head = {
             "schema_version": SUMMARY_SCHEMA_VERSION,
             "records_sha256": digest,
@@ -130,10 +170,30 @@ class Summary:
             yield f"{',' if number else ''}\n  {json.dumps(row, allow_nan=False)}"
         yield "\n ]\n}\n"
 
-    def _csv(self) -> Iterator[str]:
+    def _csv_lines(self) -> Iterator[str]:
         yield _csv_line(FIELDS)
         for row in self.rows():
             yield _csv_line(["" if row[f] is None else row[f] for f in FIELDS])
+
+
+class _Spool:
+    """Texts in the order in which they were added, in a file and not in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._ends = file, array("Q", [0])
+
+    def add(self, data: bytes) -> None:
+        """Add a text."""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(data)
+        self._ends.append(self._file.tell())
+
+    def get(self, number: int) -> bytes | None:
+        """Return a text by its number, None if there are not as many yet."""
+        if number + 1 >= len(self._ends):
+            return None
+        self._file.seek(self._ends[number])
+        return self._file.read(self._ends[number + 1] - self._ends[number])
 
 
 def _row(job: Job, record: Record | None) -> dict[str, Any]:
@@ -149,9 +209,5 @@ def _csv_line(values: Iterable[Any]) -> str:
     return line.getvalue()
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    with Staging(path, single=True, overwrite=True) as staging:
-        file = staging.create(path.name)
-        for line in lines:
-            file.write(line.encode("utf-8", "backslashreplace"))
-        staging.commit()
+def _encoded(lines: Iterable[str]) -> Iterator[bytes]:
+    return (line.encode("utf-8", "backslashreplace") for line in lines)

@@ -10,7 +10,8 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -79,7 +80,7 @@ class Order:
     """
 
     job: Job
-    out: str
+    out: str = field(repr=False)  # a URL can have a password in it
     threads: int = 1
     device: str = "auto"
     force: bool = False
@@ -90,12 +91,36 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a job is done: everything is a path of this machine."""
+    """Where a job is done: everything is a path of this machine.
+
+    Attributes
+    ----------
+    source, artefact, reports : Path
+    identity : str
+        Of a source that is a URL: what its store says of it, where that tells its states apart.
+    names : tuple of (str, str)
+        Paths of files that were fetched, and what they are called in messages.
+    error : CkptshrinkError or None
+        Why the source could not be fetched, which is a failure of this model.
+    """
 
     source: Path
     artefact: Path
     reports: Path
     identity: str = ""
+    names: tuple[tuple[str, str], ...] = ()
+    error: CkptshrinkError | None = None
+
+    @property
+    def fingerprint(self) -> Path | str:
+        """Return what tells one state of the source from another."""
+        return self.identity or self.source
+
+    def named(self, text: str) -> str:
+        """Return a text with URLs in the place of where their files are for now."""
+        for path, name in self.names:
+            text = text.replace(path, name)
+        return text
 
 
 @dataclass(slots=True)
@@ -191,11 +216,13 @@ def give_up(order: Order, message: str, *, crashed: bool = False) -> Answer:
     log = Log()
     log.say(*order.lost, message)
     key = ""
-    if crashed and not remote.is_url(order.job.source):
-        key = failure_key(order.job.work, Path(order.job.source), Hashes())
+    if crashed:
+        with suppress(CkptshrinkError):  # a store that does not answer: then the next run tries
+            source = remote.fingerprint_of(order.job.source)
+            key = failure_key(order.job.work, source, Hashes()) if source else ""
     failed = Failed(step="run", message=message, key=key, transient=not key)
     record = Record(
-        name=order.job.shown, source=printable(order.job.source),
+        name=order.job.shown, source=remote.shown(order.job.source),
         artefact=printable(order.job.artefact), status="failed", failed=failed,
         attempts=order.attempt,
     )  # fmt: skip
@@ -222,11 +249,13 @@ class _Run:
         if standing.given_up and standing.record is not None and not self._order.retry:
             return standing.record
         if standing.finished(self._work) and standing.record is not None:
-            return standing.record
+            return self._confirmed(standing.record)
         old = standing.record.tasks if standing.record is not None else {}
         manifest, tasks, gated = standing.manifest, dict[str, Scored](), None
         failed = None
         try:
+            if self._place.error is not None:
+                raise self._place.error
             if manifest is None:
                 manifest = self._made()
             size = _size(manifest, self._place.artefact)
@@ -246,7 +275,7 @@ class _Run:
             failed = self._failed(error, traceback.format_exc())
         record = Record(
             name=self._order.job.shown,
-            source=printable(self._order.job.source),
+            source=remote.shown(self._order.job.source),
             artefact=printable(self._order.job.artefact),
             status=_status(failed, gated),
             identity=self._place.identity,
@@ -261,13 +290,29 @@ class _Run:
         _keep(self._place, record, manifest, self._log)
         return record
 
+    def _confirmed(self, record: Record) -> Record:
+        """Return the record of a finished model, with what the store says of its source now.
+
+        It was written again with the same content, say; the next look should not have to fetch it.
+        """
+        if record.identity != self._place.identity:
+            record = record.model_copy(update={"identity": self._place.identity})
+            _keep_record(self._place, record)
+        return record
+
     def _standing(self) -> Standing:
         place = self._place
         if self._order.force:
             return Standing(None, None)
-        return standing_of(
+        found = standing_of(
             self._order.job, place.source, place.artefact, place.reports, self._hashes
         )
+        failed = None if found.record is None else found.record.failed
+        if place.identity and failed is not None and not failed.transient and failed.key:
+            # the fetched files are another folder each time, and their store's word is the same
+            key = failure_key(self._work, place.identity, self._hashes)
+            found = replace(found, given_up=failed.key == key)
+        return found
 
     def _made(self) -> Manifest:
         """Return the manifest of the artefact that is made now, or was by somebody meanwhile."""
@@ -365,14 +410,14 @@ class _Run:
         return Gated(key=key, verdicts=verdicts)
 
     def _failed(self, error: Exception, trace: str) -> Failed:
-        message = _message(error)
-        self._log.say(f"{self._step} failed: {message}", *trace.splitlines())
-        log = getattr(error, "log", "")
-        self._log.say(*log.splitlines())
-        self._log.say(*getattr(error, "issues", ()))
-        key = failure_key(self._work, self._place.source, self._hashes)
+        named = self._place.named
+        message, hint = named(_message(error)), getattr(error, "hint", None)
+        self._log.say(f"{self._step} failed: {message}", *named(trace).splitlines())
+        self._log.say(*named(getattr(error, "log", "")).splitlines())
+        self._log.say(*map(named, getattr(error, "issues", ())))
+        key = failure_key(self._work, self._place.fingerprint, self._hashes)
         return Failed(
-            step=self._step, message=message, hint=getattr(error, "hint", None), key=key,
+            step=self._step, message=message, hint=hint and named(hint), key=key,
             transient=self._step == "verify",
         )  # fmt: skip
 
@@ -415,6 +460,10 @@ def _keep(place: Place, record: Record, manifest: Manifest | None, log: Log) -> 
     page = report_page(record, manifest)
     for name, text in ((LOG, log.text), (PAGE, page)):
         write_text(place.reports / name, text)
+    _keep_record(place, record)
+
+
+def _keep_record(place: Place, record: Record) -> None:
     data = record.to_bytes()
     with Staging(place.reports / RECORD, single=True, overwrite=True) as staging:
         staging.create(RECORD).write(data)
