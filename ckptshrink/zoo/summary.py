@@ -44,7 +44,7 @@ class Summary:
     def __init__(
         self, jobs: Sequence[Job], out: Path, shard: tuple[int, int] | None = None
     ) -> None:
-        self._jobs, self._out = jobs, out
+        self._jobs, self._out, self._shard = jobs, out, shard
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
         self.json = out / f"zoo{mark}.json"
         self.csv = out / f"zoo{mark}.csv"
@@ -66,7 +66,7 @@ class Summary:
         if self._digest_there() == digest and all(path.is_file() for path in self.files):
             return False
         _write(self.csv, self._csv())
-        _write(self.page, index_lines(totals, self.rows(), self._out))
+        _write(self.page, self._page(totals))
         _write(self.json, self._json(digest, totals))
         return True
 
@@ -109,6 +109,14 @@ class Summary:
             return None
         _, found, rest = head.partition('"records_sha256": "')
         return rest[:64] if found else None
+
+    def _page(self, totals: dict[str, Any]) -> Iterator[str]:
+        rows = (
+            (None if record is None else job.name, _row(job, record))
+            for job, _, record in self._records()
+        )
+        files = (self.json.name, self.csv.name)
+        return index_lines(totals, rows, shard=self._shard, files=files)
 
     def _json(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
         head = {

@@ -194,7 +194,7 @@ def give_up(order: Order, message: str, *, crashed: bool = False) -> Answer:
         attempts=order.attempt,
     )  # fmt: skip
     with remote.workspace(order.job, order.out, fetch=False) as place:
-        _keep(place, record, None, log)
+        _keep(order.job, place, record, None, log)
     return answer_of(record)
 
 
@@ -252,7 +252,7 @@ class _Run:
             attempts=self._order.attempt,
         )
         self._log.say(*said_by_libraries().splitlines())
-        _keep(self._place, record, manifest, self._log)
+        _keep(self._order.job, self._place, record, manifest, self._log)
         return record
 
     def _standing(self) -> Standing:
@@ -374,13 +374,13 @@ def _message(error: Exception) -> str:
     return " ".join(printable(" ".join(text.split())).split())
 
 
-def _keep(place: Place, record: Record, manifest: Manifest | None, log: Log) -> None:
+def _keep(job: Job, place: Place, record: Record, manifest: Manifest | None, log: Log) -> None:
     """Write the log, the page and the record, which comes last."""
     from ckptshrink.zoo.pages import report_page
 
     with os_errors(place.reports):
         place.reports.mkdir(parents=True, exist_ok=True)
-    page = report_page(record, manifest)
+    page = report_page(record, manifest, job.name)
     for name, text in ((LOG, log.text), (PAGE, page)):
         write_text(place.reports / name, text)
     data = record.to_bytes()

@@ -1,0 +1,175 @@
+"""HTML that holds whatever a file says and is never moved by it.
+
+Names of tensors and files, messages and notes come from strangers. Everything on a page goes
+through `text`, `code` or `href`; what these give is inert in an element and in a quoted attribute.
+"""
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import quote
+
+from ckptshrink.errors import printable
+from ckptshrink.zoo.pages.style import SCRIPT, STYLE
+
+_MOST_TEXT: Final = 2_000
+_MOST_NAME: Final = 300
+
+
+def _hash(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+_POLICY: Final = (
+    f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Our style and our script and nothing else: should a name ever get out of its place, it could
+neither run nor load anything, nor change how the page looks."""
+
+
+def text(said: object, most: int = _MOST_TEXT) -> str:
+    r"""Return any text as HTML; no more of it than `most` characters, without its middle.
+
+    Control characters, lone surrogates and marks that turn the direction of writing are shown as
+    escapes.
+
+    Examples
+    --------
+    >>> text("<b>\u202e'x'")
+    '&lt;b&gt;\\u202e&#x27;x&#x27;'
+    >>> text("a" * 50, most=20)
+    'aaaaaaaaaa … (50 characters) … aaaaa'
+    """
+    whole = str(said)
+    if len(whole) > most:
+        head, tail = whole[: most // 2], whole[-(most // 4) :]
+        whole = f"{head} … ({len(whole):,} characters) … {tail}"
+    return html.escape(printable(whole))
+
+
+def code(name: str, most: int = _MOST_NAME) -> str:
+    """Return a name, set apart from the text around it, whichever way its letters are written."""
+    return f"<code><bdi>{text(name, most)}</bdi></code>"
+
+
+def href(path: str) -> str:
+    """Return the relative URL of a path, fit for a quoted attribute.
+
+    Examples
+    --------
+    >>> href("../a b/50%.pt"), href("javascript:alert(1)"), href("//example.org")
+    ('../a%20b/50%25.pt', './javascript%3Aalert%281%29', './//example.org')
+    """
+    try:
+        raw = path.encode("utf-8", "surrogateescape")  # the bytes that the name has on the disk
+    except UnicodeEncodeError:
+        raw = path.encode("utf-8", "replace")
+    # with a dot in front it can name neither a scheme nor a host
+    return ("" if path.startswith("../") else "./") + quote(raw, safe="/")
+
+
+def link(path: str, shown: str) -> str:
+    """Return a link; `shown` is HTML."""
+    return f'<a href="{href(path)}">{shown}</a>'
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    title : str
+    kind : "row", "number", "word", "long" or ""
+        ``row`` is the header of its row, ``word`` is never broken, ``long`` may be a sentence.
+    """
+
+    title: str
+    kind: Literal["row", "number", "word", "long", ""] = ""
+
+    @property
+    def _class(self) -> str:
+        name = {"number": "n", "word": "w", "long": "long"}.get(self.kind)
+        return f' class="{name}"' if name else ""
+
+    def head(self) -> str:
+        """Return the cell above the column."""
+        return f'<th scope="col"{self._class}>{self.title}</th>'
+
+    def cell(self, content: str, value: float | None = None) -> str:
+        """Return a cell; `content` is HTML, `value` what it is sorted by where it is no text."""
+        if self.kind == "row":
+            return f'<th scope="row">{content}</th>'
+        key = "" if value is None else f' data-v="{value:.17g}"'
+        return f"<td{self._class}{key}>{content}</td>"
+
+
+Cell = str | tuple[str, float | None]
+"""HTML, and where it is no text what it is sorted by."""
+
+
+def row(columns: Sequence[Column], cells: Iterable[Cell], mark: str = "") -> str:
+    """Return a row of a table."""
+    found = (
+        column.cell(*((cell,) if isinstance(cell, str) else cell))
+        for column, cell in zip(columns, cells, strict=True)
+    )
+    return f"<tr{f' class={chr(34)}{mark}{chr(34)}' if mark else ''}>{''.join(found)}</tr>\n"
+
+
+def table(
+    columns: Sequence[Column], rows: Iterable[str], label: str, *, caption: str = ""
+) -> Iterator[str]:
+    """Yield a table that scrolls by itself where it is too wide, and that the script sorts.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+    rows : iterable of str
+        See `row`.
+    label : str
+        What a screen reader calls it.
+    caption : str
+        HTML above it.
+    """
+    yield f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">\n'
+    yield '<table class="sortable">\n'
+    if caption:
+        yield f"<caption>{caption}</caption>\n"
+    yield f"<thead><tr>{''.join(column.head() for column in columns)}</tr></thead>\n<tbody>\n"
+    yield from rows
+    yield "</tbody>\n</table>\n</div>\n"
+
+
+def facts(pairs: Iterable[tuple[str, str]], kind: Literal["facts", "tiles"] = "facts") -> str:
+    """Return terms and what they are; these are HTML."""
+    found = (f"<dt>{term}</dt><dd>{what}</dd>" for term, what in pairs)
+    if kind == "tiles":
+        found = (f"<div>{each}</div>" for each in found)
+    return f'<dl class="{kind}">\n' + "\n".join(found) + "\n</dl>\n"
+
+
+def document(title: str, body: Iterable[str]) -> Iterator[str]:
+    """Yield a page.
+
+    Parameters
+    ----------
+    title : str
+        Plain text.
+    body : iterable of str
+        HTML.
+    """
+    yield (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        f"<title>{text(title, _MOST_NAME)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+    )
+    yield from body
+    yield f"<script>{SCRIPT}</script>\n</body>\n</html>\n"

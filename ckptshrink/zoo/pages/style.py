@@ -1,0 +1,158 @@
+"""What the pages of a zoo look like, and the few lines of script in them; all of it inline.
+
+No page loads anything: it works from a disk without a network, and mailed to somebody.
+"""
+
+from typing import Final
+
+STYLE: Final = """
+:root {
+  --back: #fff; --raised: #f5f7f9; --line: #d3dae1; --text: #1b2127; --faint: #515c67;
+  --link: #0a4fa3; --done: #11612b; --poor: #7a4a00; --failed: #a10f25; --bar: #2f6fb8;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    color-scheme: dark;
+    --back: #12161b; --raised: #1b2128; --line: #37414c; --text: #e5eaf0; --faint: #a3afbc;
+    --link: #86bdff; --done: #62cf80; --poor: #e6b450; --failed: #ff8a82; --bar: #5c9ce6;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 90rem; padding: 1rem clamp(.75rem, 3vw, 2.5rem) 3rem;
+  background: var(--back); color: var(--text);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+}
+a { color: var(--link); }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+h1 { font-size: 1.5rem; line-height: 1.3; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
+p { margin: .5rem 0; max-width: 70rem; overflow-wrap: anywhere; }
+code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.faint { color: var(--faint); }
+.status {
+  border-left: .4rem solid var(--mark); background: var(--raised); padding: .75rem 1rem;
+  border-radius: .25rem;
+}
+.status h2 { margin: 0; color: var(--mark); font-size: 1.3rem; }
+.status dl { margin: .75rem 0 0; }
+.done { --mark: var(--done); } .poor { --mark: var(--poor); } .failed { --mark: var(--failed); }
+.mark { color: var(--mark); font-weight: 600; white-space: nowrap; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem;
+  margin: 1rem 0; }
+.tiles div { background: var(--raised); border-radius: .25rem; padding: .6rem .8rem; }
+.tiles dt, .faint { font-size: .875rem; }
+.tiles dt { color: var(--faint); }
+.tiles dd { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
+.tiles dd small { display: block; font-size: .8rem; color: var(--faint); }
+.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1rem; }
+.facts dt { color: var(--faint); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+ul { padding-left: 1.25rem; margin: .5rem 0; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .25rem; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+caption { text-align: left; color: var(--faint); padding: .5rem .6rem; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+  border-top: 1px solid var(--line); }
+thead th { background: var(--raised); vertical-align: bottom; border-top: 0; }
+caption + thead th { border-top: 1px solid var(--line); }
+tbody th { font-weight: 400; min-width: 12rem; }
+tbody th, .long { overflow-wrap: anywhere; }
+.long { min-width: 14rem; }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.w { white-space: nowrap; }
+thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
+  cursor: pointer; text-align: inherit; }
+thead button::after { content: " \\2195"; color: var(--faint); font-weight: 400; }
+[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
+[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+.bar { display: block; width: 6rem; height: .35rem; margin: .2rem 0 0 auto; background: var(--line);
+  border-radius: .2rem; }
+.bar rect { fill: var(--bar); }
+.filter { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center;
+  margin: 1rem 0 .75rem; }
+.filter fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap;
+  gap: .25rem 1rem; }
+.filter legend { float: left; padding: 0; margin-right: 1rem; color: var(--faint); }
+.filter input[type=search] { font: inherit; color: inherit; background: var(--back);
+  border: 1px solid var(--faint); border-radius: .25rem; padding: .2rem .5rem; width: 14rem;
+  max-width: 100%; }
+[hidden] { display: none !important; }
+@media (max-width: 36rem) {
+  .facts { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  .facts dd { margin-bottom: .4rem; }
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 9pt; }
+  .filter { display: none; }
+  .scroll { overflow: visible; border: 0; }
+  table { font-size: 7.5pt; }
+  tbody th, .long { min-width: 0; }
+  th, td { padding: .15rem .3rem; }
+  tr, .status, .tiles div { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  thead button::after { content: none; }
+}
+"""
+
+SCRIPT: Final = """
+"use strict";
+const order = new Intl.Collator(undefined, {numeric: true}).compare;
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0], heads = Array.from(table.tHead.rows[0].cells);
+  heads.forEach((head, at) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      const way = up ? 1 : -1;
+      const keyed = Array.from(body.rows, row => {
+        const cell = row.cells[at], number = cell.dataset.v;
+        const text = cell.textContent.replace("–", "");
+        return [number === undefined ? text : Number(number), row];
+      });
+      keyed.sort(([a], [b]) => a === "" || b === ""
+        ? (a === "") - (b === "")  // what is not known comes last, either way
+        : way * (typeof a === "number" && typeof b === "number" ? a - b : order(a, b)));
+      for (const each of heads) each.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = document.createDocumentFragment();
+      for (const [, row] of keyed) rows.append(row);
+      body.append(rows);
+    });
+  });
+}
+const filter = document.querySelector(".filter");
+if (filter) {
+  const rows = Array.from(document.querySelector("table.sortable").tBodies[0].rows);
+  const choices = Array.from(filter.querySelectorAll("input[type=radio]"));
+  const words = filter.querySelector("input[type=search]"), said = filter.querySelector("output");
+  const show = () => {
+    const status = choices.find(each => each.checked).value;
+    const word = words.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of rows) {
+      row.hidden = !((status === "all" || row.className === status)
+        && (!word || row.textContent.toLowerCase().includes(word)));
+      shown += !row.hidden;
+    }
+    said.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} shown`;
+  };
+  const choose = () => {
+    const wanted = choices.find(each => "#" + each.value === location.hash);
+    if (wanted) wanted.checked = true;
+    show();
+  };
+  for (const each of choices) each.addEventListener("change", () => {
+    history.replaceState(null, "", "#" + each.value);
+    show();
+  });
+  words.addEventListener("input", show);
+  addEventListener("hashchange", choose);
+  filter.hidden = false;
+  choose();
+}
+"""
