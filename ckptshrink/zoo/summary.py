@@ -23,8 +23,8 @@ SUMMARY_SCHEMA_VERSION: Final = 1
 
 FIELDS: Final = (
     "name", "status", "family", "nbytes_before", "nbytes_after", "n_params_before",
-    "n_params_after", "worst_rel_error", "gate", "metrics", "seconds", "attempts", "step", "error",
-    "source", "artefact",
+    "n_params_after", "worst_rel_error", "gate", "gate_because", "metrics", "seconds", "attempts",
+    "step", "error", "source", "artefact",
 )  # fmt: skip
 """Columns of ``zoo.csv``, and keys of a model in ``zoo.json``."""
 

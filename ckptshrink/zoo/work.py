@@ -29,6 +29,7 @@ from ckptshrink.zoo.records import (
     Scored,
     Size,
     Status,
+    gate_because,
     gate_status,
 )
 from ckptshrink.zoo.standing import (
@@ -161,9 +162,8 @@ def answer_of(record: Record) -> Answer:
     """Return a record in short."""
     size, failed = record.size, record.failed
     message = "" if failed is None else f"{failed.step}: {failed.message}"
-    if record.status == "not good enough" and record.gate is not None:
-        checks = [check for verdict in record.gate.verdicts for check in verdict.checks]
-        message = next((check.because for check in checks if check.status != "PASS"), "")
+    if record.status == "not good enough":
+        message = gate_because(record) or ""
     return Answer(
         record.status,
         gate=gate_status(record),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ckptshrink.zoo.jobs import REPORTS
-from ckptshrink.zoo.pages.markup import Cell, Column, document, facts, link, row, table, text
+from ckptshrink.zoo.pages.markup import Cell, Column, document, facts, link, name, row, table, text
 from ckptshrink.zoo.pages.words import (
     MARKS,
     NONE,
@@ -72,11 +72,11 @@ def _index(
         "scores. Bytes are of all files, and of models with an artefact only.</p>\n"
     )
     if files:
-        links = " · ".join(link(name, text(name)) for name in files)
+        links = " · ".join(link(file, text(file)) for file in files)
         yield f"<p>The same for programs: {links}</p>\n"
     yield _FILTER.format(**{key: f"{totals[key]:,}" for key in _COUNTS})
-    body = (_index_row(name, each) for name, each in rows)
-    yield from table(_INDEX_COLUMNS, body, "Models")
+    body = (_index_row(place, each) for place, each in rows)
+    yield from table(_INDEX_COLUMNS, body, "Models", sortable=True)
     yield "</main>\n"
 
 
@@ -103,7 +103,7 @@ _INDEX_COLUMNS: Final = (
     Column("Family", "word"),
     Column("Before", "number"),
     Column("After", "number"),
-    Column("After / before", "number"),
+    Column("Ratio", "number"),
     Column("Largest error", "number"),
     Column("Gate", "word"),
     Column("Scores, source → smaller", "long"),
@@ -113,15 +113,14 @@ _MOST_IN_ROW: Final = 300
 
 
 def _index_row(place: str | None, model: Mapping[str, Any]) -> str:
-    name = text(model["name"], _MOST_IN_ROW)
-    name = f"<bdi>{name}</bdi>"
+    shown = name(model["name"])
     before, after = model["nbytes_before"], model["nbytes_after"]
     sized = before is not None and after is not None
     share = after / before if sized and before else None
     cells: list[Cell] = [
-        name if place is None else link(f"{REPORTS}/{place}/{PAGE}", name),
+        shown if place is None else link(f"{REPORTS}/{place}/{PAGE}", shown),
         status_cell(model["status"]),
-        text(model["error"] or "", _MOST_IN_ROW),
+        text(model["error"] or model["gate_because"] or "", _MOST_IN_ROW),
         text(model["family"] or "", _MOST_IN_ROW),
         (size(before), before) if sized else "",
         (size(after), after) if sized else "",

@@ -7,6 +7,7 @@ through `text`, `code` or `href`; what these give is inert in an element and in 
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -17,6 +18,9 @@ from ckptshrink.zoo.pages.style import SCRIPT, STYLE
 
 _MOST_TEXT: Final = 2_000
 _MOST_NAME: Final = 300
+
+_UNBROKEN: Final = 12
+_BREAKS: Final = re.compile(r"[/_.]+(?=\w)")
 
 
 def _hash(content: str) -> str:
@@ -52,9 +56,25 @@ def text(said: object, most: int = _MOST_TEXT) -> str:
     return html.escape(printable(whole))
 
 
-def code(name: str, most: int = _MOST_NAME) -> str:
-    """Return a name, set apart from the text around it, whichever way its letters are written."""
-    return f"<code><bdi>{text(name, most)}</bdi></code>"
+def name(said: str, most: int = _MOST_NAME) -> str:
+    """Return a name, set apart from what is around it, whichever way its letters are written.
+
+    Where it is long it may be broken after the marks between its parts.
+
+    Examples
+    --------
+    >>> name("lm.pt"), name("a_rather/long_name/lm.pt")
+    ('<bdi>lm.pt</bdi>', '<bdi>a_<wbr>rather/<wbr>long_<wbr>name/<wbr>lm.<wbr>pt</bdi>')
+    """
+    shown = text(said, most)
+    if len(said) > _UNBROKEN:
+        shown = _BREAKS.sub(r"\g<0><wbr>", shown)
+    return f"<bdi>{shown}</bdi>"
+
+
+def code(said: str, most: int = _MOST_NAME) -> str:
+    """Return a name as a program would say it."""
+    return f"<code>{name(said, most)}</code>"
 
 
 def href(path: str) -> str:
@@ -119,13 +139,19 @@ def row(columns: Sequence[Column], cells: Iterable[Cell], mark: str = "") -> str
         column.cell(*((cell,) if isinstance(cell, str) else cell))
         for column, cell in zip(columns, cells, strict=True)
     )
-    return f"<tr{f' class={chr(34)}{mark}{chr(34)}' if mark else ''}>{''.join(found)}</tr>\n"
+    start = f'<tr class="{mark}">' if mark else "<tr>"
+    return f"{start}{''.join(found)}</tr>\n"
 
 
 def table(
-    columns: Sequence[Column], rows: Iterable[str], label: str, *, caption: str = ""
+    columns: Sequence[Column],
+    rows: Iterable[str],
+    label: str,
+    *,
+    caption: str = "",
+    sortable: bool = False,
 ) -> Iterator[str]:
-    """Yield a table that scrolls by itself where it is too wide, and that the script sorts.
+    """Yield a table that scrolls by itself where it is too wide.
 
     Parameters
     ----------
@@ -133,12 +159,15 @@ def table(
     rows : iterable of str
         See `row`.
     label : str
-        What a screen reader calls it.
+        What a screen reader calls it; plain text.
     caption : str
         HTML above it.
+    sortable : bool
+        Whether the script makes buttons of the heads of its columns.
     """
-    yield f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">\n'
-    yield '<table class="sortable">\n'
+    said = text(label, _MOST_NAME)
+    yield f'<div class="scroll" role="region" tabindex="0" aria-label="{said}">\n'
+    yield '<table class="sortable">\n' if sortable else "<table>\n"
     if caption:
         yield f"<caption>{caption}</caption>\n"
     yield f"<thead><tr>{''.join(column.head() for column in columns)}</tr></thead>\n<tbody>\n"

@@ -10,7 +10,18 @@ from ckptshrink.evaluation.metrics import Metric
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.manifest import Manifest, TensorRecord
 from ckptshrink.zoo.jobs import SHRUNK
-from ckptshrink.zoo.pages.markup import Cell, Column, code, document, facts, link, row, table, text
+from ckptshrink.zoo.pages.markup import (
+    Cell,
+    Column,
+    code,
+    document,
+    facts,
+    link,
+    name,
+    row,
+    table,
+    text,
+)
 from ckptshrink.zoo.pages.words import (
     MARKS,
     NONE,
@@ -54,11 +65,11 @@ def report_page(record: Record, manifest: Manifest | None, place: str | None = N
 
 
 def _report(record: Record, manifest: Manifest | None, place: str | None) -> Iterator[str]:
-    name = record.name if place is None else place
-    root = "../" * (name.count("/") + 2)  # out of reports/NAME
+    folder = record.name if place is None else place
+    root = "../" * (folder.count("/") + 2)  # out of reports/NAME
     yield (
         f"<header>\n<nav>{link(root + INDEX, 'All models')}</nav>\n"
-        f"<h1><bdi>{text(record.name)}</bdi></h1>\n</header>\n<main>\n"
+        f"<h1>{name(record.name, 2_000)}</h1>\n</header>\n<main>\n"
     )
     yield from _status(record)
     yield from _sizes(record)
@@ -74,7 +85,7 @@ def _report(record: Record, manifest: Manifest | None, place: str | None) -> Ite
         yield from _tensors(manifest)
         yield from _notes(manifest)
     yield from _made(record, manifest)
-    yield from _files(record, root + name + SHRUNK)
+    yield from _files(record, root + folder + SHRUNK)
     yield "</main>\n"
 
 
@@ -160,8 +171,7 @@ def _sizes(record: Record) -> Iterator[str]:
                 f"{params[0]:,} → {params[1]:,}<small>{ratio(*params)} of them</small>",
             ),
             ("Largest relative error", worst or NONE),
-            ("Family", text(found.family) or NONE),
-            ("Format", text(found.format)),
+            ("Family", f"{text(found.family) or NONE}<small>{text(found.format)}</small>"),
         ),
         "tiles",
     )
@@ -189,8 +199,8 @@ def _task(task: str, scored: Scored) -> Iterator[str]:
     if not before and not after:
         return
     rows = (
-        row(_METRIC_COLUMNS, _metric_cells(before.get(name), after.get(name), changes.get(name)))
-        for name in before | after
+        row(_METRIC_COLUMNS, _metric_cells(before.get(key), after.get(key), changes.get(key)))
+        for key in before | after
     )
     yield from table(
         _METRIC_COLUMNS, rows, f"Scores of the task {task}",
@@ -301,7 +311,7 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
         yield f"<h2>{title} ({len(records):,})</h2>\n"
         if records:
             rows = (row(columns, _tensor_cells(each)) for each in records)
-            yield from table(columns, rows, title)
+            yield from table(columns, rows, title, sortable=True)
 
 
 def _tensor_cells(record: TensorRecord) -> Iterator[Cell]:
@@ -315,8 +325,7 @@ def _tensor_cells(record: TensorRecord) -> Iterator[Cell]:
         yield text(record.method or "factorized")
         yield "" if record.rank is None else (f"{record.rank:,}", record.rank)
     else:
-        of = f"<small> {code(record.of)}</small>" if record.of else ""
-        yield _FATES[record.action] + of
+        yield _FATES[record.action]
     yield f"{record.n_params_before:,}", record.n_params_before
     if smaller:
         yield f"{record.n_params_after:,}", record.n_params_after
@@ -351,16 +360,16 @@ def _files(record: Record, artefact: str) -> Iterator[str]:
     yield "<h2>Files</h2>\n<ul>\n"
     if record.size is not None:
         yield f"<li>{link(artefact + '/', 'The artefact')}: the smaller model, a folder</li>\n"
-        for name, what in (
+        for file, what in (
             (_CARD, "its model card"),
             (MANIFEST, "what became of every tensor, and the hash of every file"),
         ):
-            yield f"<li>{link(f'{artefact}/{name}', name)}: {what}</li>\n"
+            yield f"<li>{link(f'{artefact}/{file}', file)}: {what}</li>\n"
     yield f"<li>{link(RECORD, RECORD)}: this page for programs</li>\n"
     yield f"<li>{link(LOG, LOG)}: what was said while it was made</li>\n"
     for task, scored in record.tasks.items():
-        for name in scored.documents:
-            yield f"<li>{link(name, text(name, 300))}: scores of {code(task)}</li>\n"
+        for file in scored.documents:
+            yield f"<li>{link(file, name(file))}: scores of {code(task)}</li>\n"
     yield "</ul>\n"
 
 

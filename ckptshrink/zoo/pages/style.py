@@ -39,7 +39,7 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
 .status dl { margin: .75rem 0 0; }
 .done { --mark: var(--done); } .poor { --mark: var(--poor); } .failed { --mark: var(--failed); }
 .mark { color: var(--mark); font-weight: 600; white-space: nowrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
   margin: 1rem 0; }
 .tiles div { background: var(--raised); border-radius: .25rem; padding: .6rem .8rem; }
 .tiles dt, .faint { font-size: .875rem; }
@@ -57,11 +57,12 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-top: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; border-top: 0; }
 caption + thead th { border-top: 1px solid var(--line); }
-tbody th { font-weight: 400; min-width: 12rem; }
+tbody th { font-weight: 400; min-width: 9rem; }
 tbody th, .long { overflow-wrap: anywhere; }
-.long { min-width: 14rem; }
+.long { min-width: 11rem; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .w { white-space: nowrap; }
+thead .n, thead .w { white-space: normal; }
 thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; text-align: inherit; }
 thead button::after { content: " \\2195"; color: var(--faint); font-weight: 400; }
@@ -69,6 +70,7 @@ thead button::after { content: " \\2195"; color: var(--faint); font-weight: 400;
 [aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
 .bar { display: block; width: 6rem; height: .35rem; margin: .2rem 0 0 auto; background: var(--line);
   border-radius: .2rem; }
+.tiles .bar { width: 100%; margin-left: 0; margin-top: .4rem; }
 .bar rect { fill: var(--bar); }
 .filter { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center;
   margin: 1rem 0 .75rem; }
