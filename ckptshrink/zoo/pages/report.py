@@ -286,12 +286,12 @@ _SMALLER_COLUMNS: Final = (
     Column("What became of it", "word"),
     Column("Rank", "number"),
     Column("Parameters before", "number"),
-    Column("after", "number"),
+    Column("Parameters after", "number"),
     Column("Relative error", "number"),
     Column("Why", "long"),
 )
 
-_KEPT_COLUMNS: Final = tuple(c for c in _SMALLER_COLUMNS if c.title not in {"Rank", "after"})
+_OTHER_COLUMNS: Final = tuple(c for c in _SMALLER_COLUMNS if c.title != "Rank")
 
 _FATES: Final = {
     "keep": "stayed as it was",
@@ -306,7 +306,7 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
     others = [each for each in manifest.tensors if each.action != "factorize"]
     for title, columns, records in (
         ("Tensors that were made smaller", _SMALLER_COLUMNS, smaller),
-        ("Tensors that were not", _KEPT_COLUMNS, others),
+        ("Other tensors", _OTHER_COLUMNS, others),
     ):
         yield f"<h2>{title} ({len(records):,})</h2>\n"
         if records:
@@ -327,8 +327,7 @@ def _tensor_cells(record: TensorRecord) -> Iterator[Cell]:
     else:
         yield _FATES[record.action]
     yield f"{record.n_params_before:,}", record.n_params_before
-    if smaller:
-        yield f"{record.n_params_after:,}", record.n_params_after
+    yield f"{record.n_params_after:,}", record.n_params_after
     yield error_cell(record.rel_error)
     yield "; ".join(text(each) for each in (record.reason, *record.notes) if each)
 

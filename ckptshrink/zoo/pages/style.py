@@ -57,7 +57,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-top: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; border-top: 0; }
 caption + thead th { border-top: 1px solid var(--line); }
-tbody th { font-weight: 400; min-width: 9rem; }
+tbody th { font-weight: 400; min-width: clamp(9rem, 17vw, 16rem); }
 tbody th, .long { overflow-wrap: anywhere; }
 .long { min-width: 11rem; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -65,9 +65,9 @@ tbody th, .long { overflow-wrap: anywhere; }
 thead .n, thead .w { white-space: normal; }
 thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; text-align: inherit; }
-thead button::after { content: " \\2195"; color: var(--faint); font-weight: 400; }
-[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
-[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+thead button::after { content: "\\a0\\2195"; color: var(--faint); font-weight: 400; }
+[aria-sort=ascending] button::after { content: "\\a0\\2191"; color: inherit; }
+[aria-sort=descending] button::after { content: "\\a0\\2193"; color: inherit; }
 .bar { display: block; width: 6rem; height: .35rem; margin: .2rem 0 0 auto; background: var(--line);
   border-radius: .2rem; }
 .tiles .bar { width: 100%; margin-left: 0; margin-top: .4rem; }
