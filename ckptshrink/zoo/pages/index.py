@@ -15,6 +15,7 @@ from ckptshrink.zoo.pages.words import (
     ratio,
     size,
     status_cell,
+    with_bar,
 )
 from ckptshrink.zoo.records import PAGE
 
@@ -62,7 +63,10 @@ def _index(
     if before:
         saved = f"{100 * (before - after) / before:.1f} %"
         tiles += [
-            ("Bytes before → after", f"{size(before)} → {size(after)}{bar(before, after)}"),
+            (
+                "Bytes before → after",
+                with_bar(f"{size(before)} → {size(after)}", before, after),
+            ),
             ("Saved", f"{size(before - after) if after <= before else NONE}<small>{saved}</small>"),
         ]
     yield facts(tiles, "tiles")
@@ -117,14 +121,14 @@ def _index_row(place: str | None, model: Mapping[str, Any]) -> str:
     before, after = model["nbytes_before"], model["nbytes_after"]
     sized = before is not None and after is not None
     share = after / before if sized and before else None
-    cells: list[Cell] = [
+    cells: list[Cell | str] = [
         shown if place is None else link(f"{REPORTS}/{place}/{PAGE}", shown),
         status_cell(model["status"]),
         text(model["error"] or model["gate_because"] or "", _MOST_IN_ROW),
         text(model["family"] or "", _MOST_IN_ROW),
-        (size(before), before) if sized else "",
-        (size(after), after) if sized else "",
-        (ratio(before, after) + bar(before, after), share) if sized else "",
+        Cell(size(before), before) if sized else "",
+        Cell(size(after), after) if sized else "",
+        Cell(ratio(before, after), share, bar(before, after)) if sized else "",
         error_cell(model["worst_rel_error"]),
         status_cell(model["gate"]) if model["gate"] else "",
         text(model["metrics"] or "", _MOST_IN_ROW),

@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from ckptshrink.errors import printable
@@ -98,6 +98,24 @@ def link(path: str, shown: str) -> str:
     return f'<a href="{href(path)}">{shown}</a>'
 
 
+class Cell(NamedTuple):
+    """What stands in a cell.
+
+    Attributes
+    ----------
+    content : str
+        HTML.
+    value : float or None
+        What it is sorted by, where that is not its text.
+    mark : str
+        Its class.
+    """
+
+    content: str
+    value: float | None = None
+    mark: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
@@ -112,33 +130,28 @@ class Column:
     title: str
     kind: Literal["row", "number", "word", "long", ""] = ""
 
-    @property
-    def _class(self) -> str:
-        name = {"number": "n", "word": "w", "long": "long"}.get(self.kind)
-        return f' class="{name}"' if name else ""
+    def _attribute(self, mark: str = "") -> str:
+        own = {"number": "n", "word": "w", "long": "long"}.get(self.kind, "")
+        names = f"{own} {mark}".strip()
+        return f' class="{names}"' if names else ""
 
     def head(self) -> str:
         """Return the cell above the column."""
-        return f'<th scope="col"{self._class}>{self.title}</th>'
+        return f'<th scope="col"{self._attribute()}>{self.title}</th>'
 
-    def cell(self, content: str, value: float | None = None) -> str:
-        """Return a cell; `content` is HTML, `value` what it is sorted by where it is no text."""
+    def cell(self, cell: Cell | str) -> str:
+        """Return a cell below."""
+        if isinstance(cell, str):
+            cell = Cell(cell)
         if self.kind == "row":
-            return f'<th scope="row">{content}</th>'
-        key = "" if value is None else f' data-v="{value:.17g}"'
-        return f"<td{self._class}{key}>{content}</td>"
+            return f'<th scope="row">{cell.content}</th>'
+        key = "" if cell.value is None else f' data-v="{cell.value:.17g}"'
+        return f"<td{self._attribute(cell.mark)}{key}>{cell.content}</td>"
 
 
-Cell = str | tuple[str, float | None]
-"""HTML, and where it is no text what it is sorted by."""
-
-
-def row(columns: Sequence[Column], cells: Iterable[Cell], mark: str = "") -> str:
+def row(columns: Sequence[Column], cells: Iterable[Cell | str], mark: str = "") -> str:
     """Return a row of a table."""
-    found = (
-        column.cell(*((cell,) if isinstance(cell, str) else cell))
-        for column, cell in zip(columns, cells, strict=True)
-    )
+    found = (column.cell(cell) for column, cell in zip(columns, cells, strict=True))
     start = f'<tr class="{mark}">' if mark else "<tr>"
     return f"{start}{''.join(found)}</tr>\n"
 
@@ -198,7 +211,8 @@ def document(title: str, body: Iterable[str]) -> Iterator[str]:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(title, _MOST_NAME)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{text(title, _MOST_NAME)}</title>\n<style>{STYLE}</style>\n"
+        f"<script>{SCRIPT}</script>\n</head>\n<body>\n"
     )
     yield from body
-    yield f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    yield "</body>\n</html>\n"

@@ -25,15 +25,14 @@ from ckptshrink.zoo.pages.markup import (
 from ckptshrink.zoo.pages.words import (
     MARKS,
     NONE,
-    bar,
     counted,
     error,
     error_cell,
-    headline,
     marked,
     ratio,
     size,
     status_cell,
+    with_bar,
 )
 from ckptshrink.zoo.records import LOG, RECORD, Failed, Record, Scored
 
@@ -91,18 +90,20 @@ def _report(record: Record, manifest: Manifest | None, place: str | None) -> Ite
 
 def _status(record: Record) -> Iterator[str]:
     """Yield what became of the model, in words, and what to do about it."""
-    yield f'<section class="status {MARKS[record.status][0]}">\n'
+    mark, word = MARKS[record.status]
+    headline = f'<h2 class="mark {mark}">{word}'
+    yield f'<section class="status {mark}">\n'
     failed = record.failed
     if failed is not None:
         what = "there are no scores" if record.size is not None else "there is no artefact"
-        yield f"<h2>{headline(record.status)}: {what}</h2>\n"
+        yield f"{headline}: {what}</h2>\n"
         yield facts(_failure(record, failed))
     elif record.status == "not good enough":
-        yield f"<h2>{headline(record.status)}</h2>\n"
+        yield f"{headline}</h2>\n"
         said = [_said(verdict) for verdict in _verdicts(record) if verdict.status != "PASS"]
         yield f"<ul>\n{''.join(said)}</ul>\n"
     else:
-        yield f"<h2>{headline(record.status)}</h2>\n<p>{_success(record)}</p>\n"
+        yield f"{headline}</h2>\n<p>{_success(record)}</p>\n"
     yield "</section>\n"
 
 
@@ -165,7 +166,7 @@ def _sizes(record: Record) -> Iterator[str]:
                 "Bytes before → after",
                 f"{size(before)} → {size(after)}<small>{before:,} → {after:,}</small>",
             ),
-            ("After / before", ratio(before, after) + bar(before, after)),
+            ("After / before", with_bar(ratio(before, after), before, after)),
             (
                 "Parameters before → after",
                 f"{params[0]:,} → {params[1]:,}<small>{ratio(*params)} of them</small>",
@@ -210,7 +211,7 @@ def _task(task: str, scored: Scored) -> Iterator[str]:
 
 def _metric_cells(
     before: Metric | None, after: Metric | None, change: Change | None
-) -> Iterator[Cell]:
+) -> Iterator[Cell | str]:
     either = after or before
     if either is None:  # no name is in neither
         raise ValueError("no metric")
@@ -220,18 +221,18 @@ def _metric_cells(
     yield _score(after)
     difference = None if change is None else change.difference
     loss = None if change is None else change.relative_loss
-    yield (NONE, None) if difference is None else (f"{difference:+.4g}", difference)
-    yield (NONE, None) if loss is None else (f"{100 * loss:+.3g} %", loss)
+    yield NONE if difference is None else Cell(f"{difference:+.4g}", difference)
+    yield NONE if loss is None else Cell(f"{100 * loss:+.3g} %", loss)
     yield "" if either.unit == "1" else text(either.unit)
     counts = {m.n: None for m in (before, after) if m is not None and m.n is not None}
-    yield " / ".join(f"{n:,}" for n in counts), either.n
+    yield Cell(" / ".join(f"{n:,}" for n in counts), either.n)
 
 
-def _score(metric: Metric | None) -> Cell:
+def _score(metric: Metric | None) -> Cell | str:
     if metric is None:
         return NONE
     error = "" if metric.stderr is None else f" ± {metric.stderr:.3g}"
-    return f"{metric.number:.6g}{error}", metric.value
+    return Cell(f"{metric.number:.6g}{error}", metric.value)
 
 
 _CHECK_COLUMNS: Final = (
@@ -256,15 +257,15 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
         yield f"<ul>\n{''.join(f'<li>{text(note)}</li>' for note in verdict.notes)}</ul>\n"
 
 
-def _check_cells(check: Check) -> Iterator[Cell]:
+def _check_cells(check: Check) -> Iterator[Cell | str]:
     yield status_cell(check.status)
     yield code(check.rule.metric)
-    yield text(wording.value(check, check.baseline)), check.baseline
-    yield text(wording.value(check, check.candidate)), check.candidate
-    yield text(wording.loss(check)), check.loss
+    yield Cell(text(wording.value(check, check.baseline)), check.baseline)
+    yield Cell(text(wording.value(check, check.candidate)), check.candidate)
+    yield Cell(text(wording.loss(check)), check.loss)
     yield text(wording.interval(check))
     yield text(wording.allowed(check.rule))
-    yield ("" if check.n is None else f"{check.n:,}"), check.n
+    yield Cell("" if check.n is None else f"{check.n:,}", check.n)
     yield text(check.because)
     yield text(wording.reason(check))
 
@@ -314,20 +315,20 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
             yield from table(columns, rows, title, sortable=True)
 
 
-def _tensor_cells(record: TensorRecord) -> Iterator[Cell]:
+def _tensor_cells(record: TensorRecord) -> Iterator[Cell | str]:
     smaller = record.action == "factorize"
     yield code(record.name)
     yield text(record.role or "")
     layer = [] if record.layer is None else [str(record.layer)]
-    yield text(" ".join([*layer, *filter(None, [record.direction])])), record.layer
+    yield Cell(text(" ".join([*layer, *filter(None, [record.direction])])), record.layer)
     yield " × ".join(f"{n:,}" for n in record.shape) or "scalar"
     if smaller:
         yield text(record.method or "factorized")
-        yield "" if record.rank is None else (f"{record.rank:,}", record.rank)
+        yield "" if record.rank is None else Cell(f"{record.rank:,}", record.rank)
     else:
         yield _FATES[record.action]
-    yield f"{record.n_params_before:,}", record.n_params_before
-    yield f"{record.n_params_after:,}", record.n_params_after
+    yield Cell(f"{record.n_params_before:,}", record.n_params_before)
+    yield Cell(f"{record.n_params_after:,}", record.n_params_after)
     yield error_cell(record.rel_error)
     yield "; ".join(text(each) for each in (record.reason, *record.notes) if each)
 

@@ -5,6 +5,15 @@ No page loads anything: it works from a disk without a network, and mailed to so
 
 from typing import Final
 
+BAR_STEP: Final = 2
+"""Percent by which bars differ. Each length is a class: a page of 100,000 has no room for pictures,
+and its policy none for attributes of style."""
+
+_BARS: Final = " ".join(
+    f".b{percent} {{ background-size: {percent}% .3rem, 100% .3rem; }}"
+    for percent in range(BAR_STEP, 101, BAR_STEP)
+)
+
 STYLE: Final = """
 :root {
   --back: #fff; --raised: #f5f7f9; --line: #d3dae1; --text: #1b2127; --faint: #515c67;
@@ -39,6 +48,12 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
 .status dl { margin: .75rem 0 0; }
 .done { --mark: var(--done); } .poor { --mark: var(--poor); } .failed { --mark: var(--failed); }
 .mark { color: var(--mark); font-weight: 600; white-space: nowrap; }
+.mark::before { content: "\\2713\\a0"; }
+.mark.poor::before { content: "!\\a0"; }
+.mark.failed::before { content: "\\2717\\a0"; }
+.js .sortable tbody tr:not(.on) { display: none; }
+.more { font: inherit; color: var(--link); background: none; border: 1px solid var(--line);
+  border-radius: .25rem; padding: .3rem .8rem; margin: .5rem 0; cursor: pointer; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
   margin: 1rem 0; }
 .tiles div { background: var(--raised); border-radius: .25rem; padding: .6rem .8rem; }
@@ -68,10 +83,14 @@ thead button { font: inherit; color: inherit; background: none; border: 0; paddi
 thead button::after { content: "\\a0\\2195"; color: var(--faint); font-weight: 400; }
 [aria-sort=ascending] button::after { content: "\\a0\\2191"; color: inherit; }
 [aria-sort=descending] button::after { content: "\\a0\\2193"; color: inherit; }
-.bar { display: block; width: 6rem; height: .35rem; margin: .2rem 0 0 auto; background: var(--line);
-  border-radius: .2rem; }
-.tiles .bar { width: 100%; margin-left: 0; margin-top: .4rem; }
-.bar rect { fill: var(--bar); }
+.bar {
+  background: linear-gradient(var(--bar) 0 0) 0 1.4rem / 0 .3rem no-repeat content-box border-box,
+    linear-gradient(var(--line) 0 0) 0 1.4rem / 100% .3rem no-repeat content-box border-box;
+  print-color-adjust: exact;
+}
+td.bar { padding-bottom: .7rem; min-width: 5rem; }
+.tiles .bar { display: block; height: .3rem; margin-top: .5rem; background-position: 0 0; }
+@BARS@
 .filter { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center;
   margin: 1rem 0 .75rem; }
 .filter fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap;
@@ -87,7 +106,7 @@ thead button::after { content: "\\a0\\2195"; color: var(--faint); font-weight: 4
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 9pt; }
-  .filter { display: none; }
+  .filter, .more { display: none; }
   .scroll { overflow: visible; border: 0; }
   table { font-size: 7.5pt; }
   tbody th, .long { min-width: 0; }
@@ -96,65 +115,86 @@ thead button::after { content: "\\a0\\2195"; color: var(--faint); font-weight: 4
   h2, h3 { break-after: avoid; }
   thead button::after { content: none; }
 }
-"""
+""".replace("@BARS@", _BARS)
 
 SCRIPT: Final = """
 "use strict";
-const order = new Intl.Collator(undefined, {numeric: true}).compare;
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0], heads = Array.from(table.tHead.rows[0].cells);
-  heads.forEach((head, at) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
-    button.addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") !== "ascending";
-      const way = up ? 1 : -1;
-      const keyed = Array.from(body.rows, row => {
-        const cell = row.cells[at], number = cell.dataset.v;
-        const text = cell.textContent.replace("–", "");
-        return [number === undefined ? text : Number(number), row];
+document.documentElement.className = "js";  // now only the rows that are marked are laid out
+addEventListener("DOMContentLoaded", () => {
+  const STEP = 500, compare = new Intl.Collator(undefined, {numeric: true}).compare;
+  const filter = document.querySelector(".filter"), count = n => n.toLocaleString("en");
+  const sorting = table => {
+    const body = table.tBodies[0], heads = Array.from(table.tHead.rows[0].cells);
+    const rows = Array.from(body.rows), more = document.createElement("button");
+    let shown = [], most = STEP, wanted = () => true;
+    const show = () => {
+      const found = rows.filter(wanted), piece = document.createDocumentFragment();
+      for (const row of shown) row.classList.remove("on");
+      shown = found.slice(0, most);
+      for (const row of shown) row.classList.add("on");
+      piece.append(...shown);
+      body.prepend(piece);
+      more.hidden = shown.length === found.length;
+      more.textContent = `Show more (${count(shown.length)} of ${count(found.length)})`;
+      return found.length;
+    };
+    const key = (row, at) => {
+      const cell = row.cells[at], number = cell.dataset.v;
+      return number === undefined ? cell.textContent.replace("–", "") : Number(number);
+    };
+    heads.forEach((head, at) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending", way = up ? 1 : -1;
+        const keys = new Map(rows.map(row => [row, key(row, at)]));
+        rows.sort((one, other) => {
+          const a = keys.get(one), b = keys.get(other);
+          if (a === "" || b === "") return (a === "") - (b === "");  // not known: last, either way
+          return way * (typeof a === "number" && typeof b === "number" ? a - b : compare(a, b));
+        });
+        for (const each of heads) each.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        show();
       });
-      keyed.sort(([a], [b]) => a === "" || b === ""
-        ? (a === "") - (b === "")  // what is not known comes last, either way
-        : way * (typeof a === "number" && typeof b === "number" ? a - b : order(a, b)));
-      for (const each of heads) each.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rows = document.createDocumentFragment();
-      for (const [, row] of keyed) rows.append(row);
-      body.append(rows);
     });
-  });
-}
-const filter = document.querySelector(".filter");
-if (filter) {
-  const rows = Array.from(document.querySelector("table.sortable").tBodies[0].rows);
-  const choices = Array.from(filter.querySelectorAll("input[type=radio]"));
-  const words = filter.querySelector("input[type=search]"), said = filter.querySelector("output");
-  const show = () => {
-    const status = choices.find(each => each.checked).value;
-    const word = words.value.trim().toLowerCase();
-    let shown = 0;
-    for (const row of rows) {
-      row.hidden = !((status === "all" || row.className === status)
+    more.type = "button";
+    more.className = "more";
+    more.addEventListener("click", () => { most += 10 * STEP; show(); });
+    table.parentNode.after(more);
+    show();
+    return choose => { wanted = choose; most = STEP; return [show(), rows.length]; };
+  };
+  try {
+    const [first] = Array.from(document.querySelectorAll("table.sortable"), sorting);
+    if (!filter) return;
+    const choices = Array.from(filter.querySelectorAll("input[type=radio]"));
+    const words = filter.querySelector("input[type=search]");
+    const choose = () => {
+      const status = choices.find(each => each.checked).value;
+      const word = words.value.trim().toLowerCase();
+      const [n, all] = first(row => (status === "all" || row.classList.contains(status))
         && (!word || row.textContent.toLowerCase().includes(word)));
-      shown += !row.hidden;
-    }
-    said.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} shown`;
-  };
-  const choose = () => {
-    const wanted = choices.find(each => "#" + each.value === location.hash);
-    if (wanted) wanted.checked = true;
-    show();
-  };
-  for (const each of choices) each.addEventListener("change", () => {
-    history.replaceState(null, "", "#" + each.value);
-    show();
-  });
-  words.addEventListener("input", show);
-  addEventListener("hashchange", choose);
-  filter.hidden = false;
-  choose();
-}
+      filter.querySelector("output").textContent = `${count(n)} of ${count(all)}`;
+    };
+    const follow = () => {
+      const named = choices.find(each => "#" + each.value === location.hash);
+      if (named) named.checked = true;
+      choose();
+    };
+    for (const each of choices) each.addEventListener("change", () => {
+      history.replaceState(null, "", "#" + each.value);
+      choose();
+    });
+    words.addEventListener("input", choose);
+    addEventListener("hashchange", follow);
+    filter.hidden = false;
+    follow();
+  } catch (error) {
+    document.documentElement.className = "";  // the plain table
+    throw error;
+  }
+});
 """

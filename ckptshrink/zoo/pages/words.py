@@ -5,41 +5,36 @@ from collections.abc import Mapping
 from typing import Final
 
 from ckptshrink.zoo.pages.markup import Cell
-from ckptshrink.zoo.records import Status
+from ckptshrink.zoo.pages.style import BAR_STEP
 
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 NONE: Final = "–"
 """Stands where there is no value."""
 
-MARKS: Final[Mapping[str, tuple[str, str, str]]] = {
-    "done": ("done", "✓", "Done"),
-    "not good enough": ("poor", "!", "Not good enough"),
-    "failed": ("failed", "✗", "Failed"),
-    "PASS": ("done", "✓", "PASS"),
-    "INCONCLUSIVE": ("poor", "?", "INCONCLUSIVE"),
-    "FAIL": ("failed", "✗", "FAIL"),
+MARKS: Final[Mapping[str, tuple[str, str]]] = {
+    "done": ("done", "Done"),
+    "not good enough": ("poor", "Not good enough"),
+    "failed": ("failed", "Failed"),
+    "PASS": ("done", "PASS"),
+    "INCONCLUSIVE": ("poor", "INCONCLUSIVE"),
+    "FAIL": ("failed", "FAIL"),
 }
-"""Class, sign and word of a status: each says it without the other two."""
+"""Class and word of a status. The class gives it a colour and a sign, the word says it alone."""
 
 _SEVERITY: Final = ("failed", "not good enough", "done", "FAIL", "INCONCLUSIVE", "PASS")
 
 
-def headline(status: Status) -> str:
-    """Return a status as the headline of its section."""
-    _, sign, word = MARKS[status]
-    return f'<span aria-hidden="true">{sign}</span> {word}'
-
-
 def marked(status: str) -> str:
     """Return the status of a model or of a gate, in its colour."""
-    mark, sign, word = MARKS[status]
-    return f'<span class="mark {mark}"><span aria-hidden="true">{sign}</span> {word}</span>'
+    mark, word = MARKS[status]
+    return f'<span class="mark {mark}">{word}</span>'
 
 
 def status_cell(status: str) -> Cell:
     """Return a status as a cell; the worst is sorted first."""
-    return marked(status), float(_SEVERITY.index(status))
+    mark, word = MARKS[status]
+    return Cell(word, _SEVERITY.index(status), f"mark {mark}")
 
 
 def error(relative: float | None) -> str:
@@ -50,7 +45,7 @@ def error(relative: float | None) -> str:
 def error_cell(relative: float | None) -> Cell:
     """Return a relative error as a cell."""
     finite = relative is not None and math.isfinite(relative)
-    return error(relative), relative if finite else None
+    return Cell(error(relative), relative if finite else None)
 
 
 def counted(n: int, noun: str) -> str:
@@ -86,9 +81,11 @@ def ratio(before: float, after: float) -> str:
 
 
 def bar(before: float, after: float) -> str:
-    """Return how much is left as a bar; it says nothing that the number beside it does not."""
-    share = min(1.0, after / before) if before else 0.0
-    return (
-        '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect width="{100 * share:.1f}" height="6"></rect></svg>'
-    )
+    """Return the classes of a bar as long as what is left, or of a full one."""
+    percent = min(100.0, 100 * after / before) if before else 0.0
+    return f"bar b{BAR_STEP * round(percent / BAR_STEP)}"
+
+
+def with_bar(shown: str, before: float, after: float) -> str:
+    """Return HTML with a bar below it, which says nothing that the number does not."""
+    return f'{shown}<span class="{bar(before, after)}"></span>'
