@@ -161,7 +161,6 @@ def table(
     rows: Iterable[str],
     label: str,
     *,
-    caption: str = "",
     sortable: bool = False,
 ) -> Iterator[str]:
     """Yield a table that scrolls by itself where it is too wide.
@@ -173,16 +172,12 @@ def table(
         See `row`.
     label : str
         What a screen reader calls it; plain text.
-    caption : str
-        HTML above it.
     sortable : bool
         Whether the script makes buttons of the heads of its columns.
     """
     said = text(label, _MOST_NAME)
     yield f'<div class="scroll" role="region" tabindex="0" aria-label="{said}">\n'
     yield '<table class="sortable">\n' if sortable else "<table>\n"
-    if caption:
-        yield f"<caption>{caption}</caption>\n"
     yield f"<thead><tr>{''.join(column.head() for column in columns)}</tr></thead>\n<tbody>\n"
     yield from rows
     yield "</tbody>\n</table>\n</div>\n"

@@ -95,8 +95,7 @@ def _status(record: Record) -> Iterator[str]:
     yield f'<section class="status {mark}">\n'
     failed = record.failed
     if failed is not None:
-        what = "there are no scores" if record.size is not None else "there is no artefact"
-        yield f"{headline}: {what}</h2>\n"
+        yield f"{headline}: {_missing(record, failed)}</h2>\n"
         yield facts(_failure(record, failed))
     elif record.status == "not good enough":
         yield f"{headline}</h2>\n"
@@ -105,6 +104,12 @@ def _status(record: Record) -> Iterator[str]:
     else:
         yield f"{headline}</h2>\n<p>{_success(record)}</p>\n"
     yield "</section>\n"
+
+
+def _missing(record: Record, failed: Failed) -> str:
+    if record.size is None:
+        return "there is no artefact"
+    return "its gate is not decided" if failed.step == "gate" else "there are scores missing"
 
 
 def _failure(record: Record, failed: Failed) -> Iterator[tuple[str, str]]:
@@ -135,8 +140,8 @@ def _success(record: Record) -> str:
         )
     n = sum(len(verdict.checks) for verdict in record.gate.verdicts)
     return (
-        f"Compressed, checked against its source{scored}; it keeps "
-        f"{'all ' if n > 1 else ''}{counted(n, 'rule')} of its gate."
+        f"Compressed, checked against its source{scored}; its gate has {counted(n, 'rule')}, and "
+        f"{'it keeps it' if n == 1 else 'it keeps them all'}."
     )
 
 
@@ -203,10 +208,11 @@ def _task(task: str, scored: Scored) -> Iterator[str]:
         row(_METRIC_COLUMNS, _metric_cells(before.get(key), after.get(key), changes.get(key)))
         for key in before | after
     )
-    yield from table(
-        _METRIC_COLUMNS, rows, f"Scores of the task {task}",
-        caption="A positive relative loss is worse. n is how many examples a score is of.",
-    )  # fmt: skip
+    yield from table(_METRIC_COLUMNS, rows, f"Scores of the task {task}")
+    yield (
+        '<p class="faint">A positive relative loss is worse. n is how many examples a score is of.'
+        "</p>\n"
+    )
 
 
 def _metric_cells(

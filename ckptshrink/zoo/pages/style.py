@@ -57,7 +57,7 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
   margin: 1rem 0; }
 .tiles div { background: var(--raised); border-radius: .25rem; padding: .6rem .8rem; }
-.tiles dt, .faint { font-size: .875rem; }
+.tiles dt, .faint { font-size: .875em; }
 .tiles dt { color: var(--faint); }
 .tiles dd { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
 .tiles dd small { display: block; font-size: .8rem; color: var(--faint); }
@@ -67,11 +67,9 @@ code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
 ul { padding-left: 1.25rem; margin: .5rem 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .25rem; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; }
-caption { text-align: left; color: var(--faint); padding: .5rem .6rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-top: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; border-top: 0; }
-caption + thead th { border-top: 1px solid var(--line); }
 tbody th { font-weight: 400; min-width: clamp(9rem, 17vw, 16rem); }
 tbody th, .long { overflow-wrap: anywhere; }
 .long { min-width: 11rem; }
