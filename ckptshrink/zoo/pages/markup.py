@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -130,23 +131,24 @@ class Column:
     title: str
     kind: Literal["row", "number", "word", "long", ""] = ""
 
-    def _attribute(self, mark: str = "") -> str:
-        own = {"number": "n", "word": "w", "long": "long"}.get(self.kind, "")
-        names = f"{own} {mark}".strip()
-        return f' class="{names}"' if names else ""
-
     def head(self) -> str:
         """Return the cell above the column."""
-        return f'<th scope="col"{self._attribute()}>{self.title}</th>'
+        return f'<th scope="col"{_class(self.kind)}>{self.title}</th>'
 
     def cell(self, cell: Cell | str) -> str:
         """Return a cell below."""
-        if isinstance(cell, str):
-            cell = Cell(cell)
+        content, value, mark = (cell, None, "") if isinstance(cell, str) else cell
         if self.kind == "row":
-            return f'<th scope="row">{cell.content}</th>'
-        key = "" if cell.value is None else f' data-v="{cell.value:.17g}"'
-        return f"<td{self._attribute(cell.mark)}{key}>{cell.content}</td>"
+            return f'<th scope="row">{content}</th>'
+        key = "" if value is None else f' data-v="{value}"'
+        return f"<td{_class(self.kind, mark)}{key}>{content}</td>"
+
+
+@lru_cache(maxsize=1_000)
+def _class(kind: str, mark: str = "") -> str:
+    own = {"number": "n", "word": "w", "long": "long"}.get(kind, "")
+    names = f"{own} {mark}".strip()
+    return f' class="{names}"' if names else ""
 
 
 def row(columns: Sequence[Column], cells: Iterable[Cell | str], mark: str = "") -> str:
