@@ -1,5 +1,6 @@
 """What `compress` says at its end: what got smaller, what stayed and why, the worst error."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class Summary:
             "worst": {"name": worst.name, "rel_error": worst.rel_error} if worst else None,
             "notes": list(self.manifest.source.notes),
             "next": self.next_command,
-            "manifest": self.manifest.model_dump(mode="json"),
+            "manifest": json.loads(self.manifest.to_bytes()),
         }
 
     def lines(self) -> Iterator[str]:

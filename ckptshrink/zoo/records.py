@@ -140,6 +140,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "n_params_after": size and size.n_params_after,
         "worst_rel_error": size and size.worst_rel_error,
         "gate": gate_status(record),
+        "gate_because": gate_because(record),
         "metrics": metrics_text(record),
         "seconds": record.seconds,
         "attempts": record.attempts,
@@ -157,6 +158,14 @@ def gate_status(record: Record) -> str | None:
         return None
     found = {verdict.status for verdict in record.gate.verdicts}
     return next((s for s in ("FAIL", "INCONCLUSIVE", "PASS") if s in found), None)
+
+
+def gate_because(record: Record) -> str | None:
+    """Return why the first check that does not pass has its status; None where all do."""
+    if record.gate is None:
+        return None
+    checks = (check for verdict in record.gate.verdicts for check in verdict.checks)
+    return next((check.because for check in checks if check.status != "PASS"), None)
 
 
 def metrics_text(record: Record) -> str:

@@ -27,8 +27,8 @@ SUMMARY_SCHEMA_VERSION: Final = 1
 
 FIELDS: Final = (
     "name", "status", "family", "nbytes_before", "nbytes_after", "n_params_before",
-    "n_params_after", "worst_rel_error", "gate", "metrics", "seconds", "attempts", "step", "error",
-    "source", "artefact",
+    "n_params_after", "worst_rel_error", "gate", "gate_because", "metrics", "seconds", "attempts",
+    "step", "error", "source", "artefact",
 )  # fmt: skip
 """Columns of ``zoo.csv``, and keys of a model in ``zoo.json``."""
 
@@ -57,7 +57,7 @@ class Summary:
     def __init__(
         self, jobs: Sequence[Job], out: Path | str, shard: tuple[int, int] | None = None
     ) -> None:
-        self._jobs, self._out, self._store = jobs, out, store_of(out)
+        self._jobs, self._store, self._shard = jobs, store_of(out), shard
         self._spool: _Spool | None = None
         self.place = self._store.shown()
         mark = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
@@ -107,7 +107,7 @@ class Summary:
             return False
         for name, lines in (
             (self._csv_name, self._csv_lines()),
-            (self._page_name, index_lines(totals, self.rows(), self._out)),
+            (self._page_name, self._page_lines(totals)),
             (self._json_name, self._json_lines(digest, totals)),
         ):
             self._store.write(name, _encoded(lines))
@@ -156,6 +156,14 @@ class Summary:
             return None
         _, found, rest = head.decode("utf-8", "replace").partition('"records_sha256": "')
         return rest[:64] if found else None
+
+    def _page_lines(self, totals: dict[str, Any]) -> Iterator[str]:
+        rows = (
+            (None if record is None else job.name, _row(job, record))
+            for job, _, record in self._records()
+        )
+        files = (self._json_name, self._csv_name)
+        return index_lines(totals, rows, shard=self._shard, files=files)
 
     def _json_lines(self, digest: str, totals: dict[str, Any]) -> Iterator[str]:
         head = {

@@ -32,6 +32,7 @@ from ckptshrink.zoo.records import (
     Scored,
     Size,
     Status,
+    gate_because,
     gate_status,
     read_record,
 )
@@ -192,9 +193,8 @@ def answer_of(record: Record) -> Answer:
     """Return a record in short."""
     size, failed = record.size, record.failed
     message = "" if failed is None else f"{failed.step}: {failed.message}"
-    if record.status == "not good enough" and record.gate is not None:
-        checks = [check for verdict in record.gate.verdicts for check in verdict.checks]
-        message = next((check.because for check in checks if check.status != "PASS"), "")
+    if record.status == "not good enough":
+        message = gate_because(record) or ""
     return Answer(
         record.status,
         gate=gate_status(record),
@@ -227,7 +227,7 @@ def give_up(order: Order, message: str, *, crashed: bool = False) -> Answer:
         attempts=order.attempt,
     )  # fmt: skip
     with remote.workspace(order.job, order.out, fetch=False) as place:
-        _keep(place, record, None, log)
+        _keep(order.job, place, record, None, log)
     return answer_of(record)
 
 
@@ -287,7 +287,7 @@ class _Run:
             attempts=self._order.attempt,
         )
         self._log.say(*said_by_libraries().splitlines())
-        _keep(self._place, record, manifest, self._log)
+        _keep(self._order.job, self._place, record, manifest, self._log)
         return record
 
     def _confirmed(self, record: Record) -> Record:
@@ -451,13 +451,13 @@ def _message(error: Exception) -> str:
     return " ".join(printable(" ".join(text.split())).split())
 
 
-def _keep(place: Place, record: Record, manifest: Manifest | None, log: Log) -> None:
+def _keep(job: Job, place: Place, record: Record, manifest: Manifest | None, log: Log) -> None:
     """Write the log, the page and the record, which comes last."""
     from ckptshrink.zoo.pages import report_page
 
     with os_errors(place.reports):
         place.reports.mkdir(parents=True, exist_ok=True)
-    page = report_page(record, manifest)
+    page = report_page(record, manifest, job.name)
     for name, text in ((LOG, log.text), (PAGE, page)):
         write_text(place.reports / name, text)
     _keep_record(place, record)
