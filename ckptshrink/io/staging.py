@@ -107,6 +107,8 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         """Take back what was committed in part, and remove whatever was not committed."""
+        if isinstance(error, OutputError):
+            self._show(error)
         try:
             for file in self._files.values():
                 file.abandon()
@@ -219,6 +221,18 @@ class Staging:
         with os_errors(shown):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path, shown
+
+    def _show(self, error: OutputError) -> None:
+        """Let an error name the target, where it names what was staged for it and is gone."""
+        if self._part is None or error.path is None:
+            return
+        path, new = Path(error.path), self._part.new
+        if new not in path.parents:
+            return
+        relpath = path.relative_to(new if self.single else new / self.target.name).as_posix()
+        known = {self.target.name, *(beside.name for beside in self.beside)}
+        shown = self._shown(relpath) if not self.single or relpath in known else self.target
+        error.path = os.fspath(shown)
 
     def _shown(self, relpath: str) -> Path:
         return (self.target.parent if self.single else self.target) / relpath
