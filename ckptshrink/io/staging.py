@@ -321,7 +321,7 @@ def _checked(
         raise OutputError(f"is {kind}, and is not replaced by the other kind", path=target)
     if absolute.is_dir() and any(absolute.iterdir()) and not (absolute / MANIFEST).is_file():
         raise OutputError(
-            "is a folder that no earlier run made, and is not overwritten",
+            f"is a folder without {MANIFEST}, so no artefact, and is not overwritten",
             path=target,
             hint="give another -o",
         )
