@@ -66,6 +66,9 @@ CONTAINERS = {
     "bert": ("fixtures/transformers/bert", "."),
 }
 
+PACKED = {"packed"}
+"""Those of which a dense or restored one is written by the HDF5 process: compressed datasets."""
+
 FOLDERS = {"sharded", "t5", "bert"}
 """Those of which a dense or restored one is a folder without a manifest: never overwritten."""
 
@@ -92,20 +95,25 @@ def jobs(folder: Path) -> list[Job]:
     for kind, (source, name) in CONTAINERS.items():
         file = "{in}/" + name
         for form, target in (("factored", "o"), ("dense", "d")):
+            packs = form == "dense" and kind in PACKED
             job = ("compress", file, "--format", form, "-o", "{out}/" + target)
             over, args = (*job, *_ELSE), (*job, *_ALL, "--overwrite")
-            found.append(Job(f"compress-{form}-{kind}", (*job, *_ALL), source, target))
+            new = (*job, *_ALL)
+            found.append(Job(f"compress-{form}-{kind}", new, source, target, packs=packs))
             if form == "factored" or kind not in FOLDERS:
-                found.append(Job(f"overwrite-{form}-{kind}", args, source, target, over))
+                again = Job(f"overwrite-{form}-{kind}", args, source, target, over, packs=packs)
+                found.append(again)
             if form == "factored" and kind in {"hdf5", "sharded"}:
                 found.append(Job(f"aside-{kind}", args, source, target, over, plain=True))
+        packs = kind in PACKED
         two, three = (_artefact(folder / f"{kind}-{rank}", kind, rank) for rank in (2, 3))
         restore = ("restore", "{in}/a", "-o", "{out}/r", "-q")
         over = ("restore", f"{three}/a", "-o", "{out}/r", "-q")
-        found.append(Job(f"restore-{kind}", restore, str(two), "r"))
+        found.append(Job(f"restore-{kind}", restore, str(two), "r", packs=packs))
         if kind not in FOLDERS:
             args = (*restore, "--overwrite")
-            found.append(Job(f"overwrite-restore-{kind}", args, str(two), "r", over))
+            again = Job(f"overwrite-restore-{kind}", args, str(two), "r", over, packs=packs)
+            found.append(again)
     source, name = CONTAINERS["safetensors"]
     plan = ("plan", "{in}/" + name, "-o", "{out}/p.json")
     found.append(Job("plan", (*plan, *_ALL), source, "p.json"))
@@ -197,7 +205,7 @@ def faults(place: Place, tally: Tally) -> Iterator[tuple[str, int]]:
                 inject = [f"{call}:{fault}:when={number}"]
                 if job.plain and call != "renameat2":
                     inject.append("renameat2:error=ENOSYS")
-                ended, lines = traced(place.args(), place.log, inject, paths)
+                ended, lines = traced(place.args(), place.log, inject, paths, borrow=not job.packs)
                 if job.plain and call != "renameat2":
                     lines = [line for line in lines if "renameat2" not in line]
                 killed = ended.status == -signal.SIGKILL
