@@ -317,11 +317,14 @@ class Place:
         if found == self.new:
             return
         # what is left is swept by the next run to the target, which succeeds
-        args = list(self.job.args)
+        args, target = list(self.job.args), self.job.target
+        refused = False
         if seen == self.new and "--overwrite" not in args:
-            args.append("--overwrite")
+            # a folder that is no artefact is never overwritten, and the run that is refused sweeps
+            refused = target not in self.new and f"{target}/manifest.json" not in self.new
+            args += [] if refused else ["--overwrite"]
         rerun = self.again(*args)
-        if rerun.status != 0:
+        if rerun.status != (4 if refused else 0):
             yield f"the next run ended with {rerun.status}: {rerun.err.strip()}"
         elif tree(self.out) != self.new:
             yield f"after the next run: {sorted(tree(self.out))}"

@@ -65,8 +65,6 @@ class Staging:
         needed: int = 0,
         beside: Iterable[Path] = (),
     ) -> None:
-        # before the check: what a killed run set aside is put back, and then it exists
-        sweep(_absolute(target))
         self.target = check_target(
             target, overwrite=overwrite, single=single, inputs=inputs, needed=needed
         )
@@ -189,9 +187,9 @@ class Staging:
             parent = open_folder(self.target.parent)
         try:
             for path in self.beside:
-                with os_errors(path):
+                with _appeared(path), os_errors(path):
                     part.place(path.name, overwrite=self._overwrite)
-            with os_errors(self.target):
+            with _appeared(self.target), os_errors(self.target):
                 part.appear(overwrite=self._overwrite)
             try:
                 sync_folder(parent)
@@ -264,6 +262,18 @@ def locked_folder(folder: Path) -> Iterator[None]:
             os.close(lock)
 
 
+@contextmanager
+def _appeared(path: Path) -> Iterator[None]:
+    """Say of a name that was free when the run began that it is taken now."""
+    try:
+        yield
+    except OutputError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        text = "has appeared since this run began; it is left as it is"
+        raise OutputError(text, path=path, hint="give another -o, or --overwrite") from error
+
+
 def check_target(
     target: Path,
     *,
@@ -274,6 +284,9 @@ def check_target(
 ) -> Path:
     """Return the absolute target, or say why it can't be written; cheap, so it comes before work.
 
+    What killed runs to it left is swept first, so that a run that is refused sweeps too, and what
+    was set aside is put back, and exists.
+
     Raises
     ------
     OutputError
@@ -282,6 +295,7 @@ def check_target(
     with os_errors(target):
         with suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()  # the system refuses some names outright, such as one too long
+        sweep(_absolute(target))
         return _checked(target, overwrite, single, inputs, needed)
 
 
@@ -312,9 +326,9 @@ def _checked(
         raise OutputError("exists already", path=target, hint="give another -o, or --overwrite")
     if not absolute.exists() and not overwrite and set_aside(absolute):
         raise OutputError(
-            "exists already: a run that was to overwrite it was killed, and set it aside",
+            "exists already: a run that is to overwrite it has set it aside",
             path=target,
-            hint=f"ckptshrink clean {absolute.parent} puts it back",
+            hint=f"ckptshrink clean {absolute.parent} puts it back once that run is gone",
         )
     if absolute.exists() and absolute.is_dir() == single:
         kind = "a folder" if single else "a file"

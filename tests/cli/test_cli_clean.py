@@ -33,10 +33,10 @@ def test_an_orphan_goes_and_what_is_beside_it_stays(tmp_path: Path, shrink: Shri
     (tmp_path / "model.pt").write_bytes(b"mine")
     path = orphan(tmp_path)
     done = shrink("clean", tmp_path, "--dry-run")
-    assert (done.status, done.err) == (0, "would remove 1 part folders, 100 bytes\n")
+    assert (done.status, done.err) == (0, "would remove 1 part folder, 100 bytes\n")
     assert path.exists()
     done = shrink("clean", tmp_path)
-    assert (done.status, done.err) == (0, "removed 1 part folders, 100 bytes\n")
+    assert (done.status, done.err) == (0, "removed 1 part folder, 100 bytes\n")
     assert done.rows == [
         {"path": str(path), "fate": "removed", "nbytes": "100", "restored": "", "reason": ""}
     ]
@@ -63,6 +63,24 @@ def test_an_overwrite_cut_short_is_put_right(
     assert done.status == 0
     assert f"put back {tmp_path / 'out'}" in done.err.splitlines()
     assert tree(tmp_path) == {"out/manifest.json": b"old", "out/model": b"old" * 9}
+
+
+@pytest.mark.parametrize("command", ["plan", "compress", "restore"])
+def test_a_run_that_is_refused_sweeps_too(
+    command: str, tmp_path: Path, lstm: Path, artefact: Path, shrink: Shrink
+) -> None:
+    """What is killed after its rename leaves a target that is whole, and an orphan beside it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "out").mkdir()
+    (place / "out" / "model").write_bytes(b"whole")
+    left = orphan(place)
+    size = [] if command == "restore" else ["--target", "all", "--rank", 2]
+    source = artefact if command == "restore" else lstm
+    done = shrink(command, source, *size, "-o", place / "out")
+    assert (done.status, len(done.err.splitlines()) <= 2) == (4, True), done.err
+    assert not left.exists()
+    assert tree(place) == {"out/model": b"whole"}
 
 
 def test_two_that_claim_one_name_are_left_to_the_user(
