@@ -339,7 +339,7 @@ def pairs(place: Place, tally: Tally, rng: random.Random, rounds: int) -> None:
 def main() -> None:
     """Run the parts asked for, and print a table of counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="names of jobs, or parts of them, by commas")
+    parser.add_argument("--only", default="", help="names of jobs, or parts of them, in that order")
     parser.add_argument("--part", default="faults,random,full,pairs")
     parser.add_argument("--rounds", type=int, default=10, help="of random, and of pairs, each job")
     parser.add_argument("--seed", type=int, default=1)
@@ -354,7 +354,8 @@ def main() -> None:
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
         (folder / "tmp").mkdir()
         wanted = options.only.split(",")
-        found = [job for job in jobs(folder) if any(name in job.name for name in wanted)]
+        known = jobs(folder)
+        found = list(dict.fromkeys(job for name in wanted for job in known if name in job.name))
         print("| job | killed | ENOSPC | EIO | wrong |\n|---|---:|---:|---:|---:|", flush=True)
         for number, job in enumerate(found):
             place = Place(job, folder / f"job{number}")

@@ -314,8 +314,8 @@ class Place:
         refused = ended.status in {1, 2, 3, 4} and not any(text in ended.err for text in said)
         if refused and seen != self.old:
             yield f"status {ended.status} and the target is not as it was: {ended.err.strip()}"
-        if found == self.new:
-            return
+        if found in (self.old, self.new):
+            return  # the next run finds what this one found
         # what is left is swept by the next run to the target, which succeeds
         args, target = list(self.job.args), self.job.target
         refused = False
