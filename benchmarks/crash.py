@@ -33,6 +33,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a fork has none of the threads of its parent
 
 from crash_runs import (
+    KILLED,
     ROOT,
     Ended,
     Job,
@@ -208,13 +209,13 @@ def faults(place: Place, tally: Tally) -> Iterator[tuple[str, int]]:
                 ended, lines = traced(place.args(), place.log, inject, paths, borrow=not job.packs)
                 if job.plain and call != "renameat2":
                     lines = [line for line in lines if "renameat2" not in line]
-                killed = ended.status == -signal.SIGKILL
-                if not (killed if "KILL" in fault else lines):
+                if not any("KILL" not in fault or KILLED in line for line in lines):
                     break
+                killed = ended.status == -signal.SIGKILL
                 met += 1
                 left = killed or call in CLEANING
                 found = list(place.wrong(ended, left=left, between=between))
-                if "KILL" not in fault:
+                if not killed:
                     found += _refusal(ended, call)
                 tally.add(f"{job.name}: {fault} at {call} {number}{where}", found)
         print(f"{job.name}, {fault}: {met}", file=sys.stderr, flush=True)
@@ -224,8 +225,9 @@ def faults(place: Place, tally: Tally) -> Iterator[tuple[str, int]]:
 def _refusal(ended: Ended, call: str) -> Iterator[str]:
     """Yield what is wrong with how a run ended that met an error."""
     lines = [line for line in ended.err.splitlines() if not line.startswith("hint: ")]
-    unpacking = ended.status == 3 and "can't be unpacked into" in ended.err
-    if ended.status not in {0, 4} and not unpacking:
+    others = ("can't be unpacked into", "the HDF5 library ended over it")
+    reading = ended.status == 3 and any(text in ended.err for text in others)
+    if ended.status not in {0, 4} and not reading:
         yield f"status {ended.status}: {ended.err.strip()}"
     # standard error is written to as well, and the first write of a thread is failed in each
     elif ended.status and len(lines) != 1 and (lines or call != "write"):

@@ -166,6 +166,10 @@ def run(
     return finish(pid, go, log)
 
 
+KILLED = "+++ killed by SIGKILL +++"
+"""What strace says of a process; of the HDF5 process too, which its parent outlives."""
+
+
 def traced(
     args: Sequence[str],
     log: Path,
@@ -174,11 +178,11 @@ def traced(
     *,
     borrow: bool = False,
 ) -> tuple[Ended, list[str]]:
-    """Run the program under strace; return how it ended and the calls that were tampered with."""
+    """Run the program under strace; return how it ended and what was done to it."""
     pid, go = start(args, log, prepare=_predictable, borrow=borrow)
     trace = log / "trace"
     calls = ",".join(rule.partition(":")[0] for rule in inject)
-    command = ["strace", "-f", "-q", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none"]
+    command = ["strace", "-f", "-q", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=KILL"]
     for rule in inject:
         command += ["-e", f"inject={rule}"]
     for path in paths:
@@ -194,7 +198,7 @@ def traced(
     ended = finish(pid, go, log)
     tracer.wait()
     lines = trace.read_text(errors="replace").splitlines()
-    return ended, [line for line in lines if "(INJECTED)" in line]
+    return ended, [line for line in lines if "(INJECTED)" in line or KILLED in line]
 
 
 def _predictable() -> None:
