@@ -278,14 +278,16 @@ def check_target(
     target: Path,
     *,
     overwrite: bool,
-    single: bool = False,
+    single: bool | None = False,
     inputs: Iterable[Path] = (),
     needed: int = 0,
+    dry_run: bool = False,
 ) -> Path:
     """Return the absolute target, or say why it can't be written; cheap, so it comes before work.
 
     What killed runs to it left is swept first, so that a run that is refused sweeps too, and what
-    was set aside is put back, and exists.
+    was set aside is put back, and exists; not for a ``dry_run``, which changes nothing. With
+    ``single=None`` it isn't known yet whether a file or a folder is to come: either may be there.
 
     Raises
     ------
@@ -295,12 +297,13 @@ def check_target(
     with os_errors(target):
         with suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()  # the system refuses some names outright, such as one too long
-        sweep(_absolute(target))
+        if not dry_run:
+            sweep(_absolute(target))
         return _checked(target, overwrite, single, inputs, needed)
 
 
 def _checked(
-    target: Path, overwrite: bool, single: bool, inputs: Iterable[Path], needed: int
+    target: Path, overwrite: bool, single: bool | None, inputs: Iterable[Path], needed: int
 ) -> Path:
     if target.is_symlink():
         raise OutputError("is a symbolic link, and is not written through", path=target)
@@ -330,7 +333,7 @@ def _checked(
             path=target,
             hint=f"ckptshrink clean {absolute.parent} puts it back once that run is gone",
         )
-    if absolute.exists() and absolute.is_dir() == single:
+    if single is not None and absolute.exists() and absolute.is_dir() == single:
         kind = "a folder" if single else "a file"
         raise OutputError(f"is {kind}, and is not replaced by the other kind", path=target)
     if absolute.is_dir() and any(absolute.iterdir()) and not (absolute / MANIFEST).is_file():

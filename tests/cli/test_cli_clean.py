@@ -83,6 +83,36 @@ def test_a_run_that_is_refused_sweeps_too(
     assert tree(place) == {"out/model": b"whole"}
 
 
+@pytest.mark.parametrize("command", ["compress", "restore"])
+def test_a_dry_run_sweeps_nothing(
+    command: str, tmp_path: Path, lstm: Path, artefact: Path, shrink: Shrink
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    left = orphan(place)
+    size = [] if command == "restore" else ["--target", "all", "--rank", 2]
+    source = artefact if command == "restore" else lstm
+    assert shrink(command, source, *size, "-o", place / "out", "--dry-run").status == 0
+    assert left.exists()
+
+
+def test_an_overwrite_cut_short_is_done_again(
+    tmp_path: Path, lstm: Path, shrink: Shrink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    half_done(place, monkeypatch, write_folder)
+    args = ("compress", lstm, "--target", "all", "--rank", 2, "-o", place / "out")
+    done = shrink(*args)
+    assert done.status == 4
+    assert "out: exists already" in done.err
+    assert tree(place) == {"out/manifest.json": b"old", "out/model": b"old" * 9}
+    half_done(place, monkeypatch, write_folder)
+    assert shrink(*args, "--overwrite").status == 0
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert shrink("verify", place / "out").status == 0
+
+
 def test_two_that_claim_one_name_are_left_to_the_user(
     tmp_path: Path, shrink: Shrink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
