@@ -237,15 +237,18 @@ def _refusal(ended: Ended, call: str) -> Iterator[str]:
 def at_random(place: Place, tally: Tally, rng: random.Random, rounds: int) -> None:
     """Send a signal at a random moment of a run."""
     place.reset()
+    pid, go = start(place.args(), place.log)
+    time.sleep(0.2)  # the fork alone can take longer than the run
     began = time.monotonic()
-    run(place.args(), place.log)
+    finish(pid, go, place.log)
     seconds = time.monotonic() - began
     for _ in range(rounds):
         place.reset()
         number = rng.choice(list(ENDS))
         pid, go = start(place.args(), place.log)
+        time.sleep(0.2)
         os.write(go, b"g")
-        time.sleep(rng.uniform(0.05, 1.1) * seconds)
+        time.sleep(rng.uniform(0.05, 1.0) * seconds)
         with suppress(ProcessLookupError):
             os.kill(pid, number)
         ended = finish(pid, go, place.log, let_go=False)
