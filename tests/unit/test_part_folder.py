@@ -136,6 +136,21 @@ def test_a_run_that_ends_between_two_renames_puts_the_old_one_back(
     assert tree(tmp_path) == old
 
 
+def test_a_signal_before_the_discarding_begins_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Staging, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, "__exit__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, b"new")
+    left = tree(tmp_path)
+    assert any(".part-" in name for name in left)
+    part_folder.discard_living()
+    assert tree(tmp_path) == {name: data for name, data in left.items() if ".part-" not in name}
+
+
 def test_a_target_that_was_set_aside_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
