@@ -8,7 +8,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -279,7 +279,11 @@ class ZipIndex:
         start = entry.header + _LOCAL.size + n_name + n_extra
         if start + entry.packed > directory:
             raise self.corrupt(f"entry {entry.name!r:.200} lies outside the file")
-        return replace(entry, start=start)
+        # by hand, since replace() takes a third of the time of a directory of very many entries
+        return ZipEntry(
+            entry.name, entry.raw_name, entry.flags, entry.method, entry.crc, entry.packed,
+            entry.nbytes, entry.header, start,
+        )  # fmt: skip
 
     def _check_overlap(self, directory: int) -> None:
         """Refuse bytes that two entries share, and bytes before the first: another file's."""
