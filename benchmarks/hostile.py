@@ -1,6 +1,8 @@
 """Hostile files by the hundred thousand: gadget pickles, and mutants of sound checkpoints.
 
     python benchmarks/hostile.py --gadgets 100000 --mutants 1000000 --seed 1
+    python benchmarks/hostile.py --write FOLDER     the hostile set of tests/hostile, as files
+    python benchmarks/hostile.py --set --jobs 2     all of it through the commands
 
 Each is read by the library in a process with an audit hook. An event other than the opening of the
 very file counts, as does any error but ours, and a file that takes over a second of processor time.
@@ -310,7 +312,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="run check on mutants too")
     parser.add_argument("--folder", type=Path, help="where the one file at a time is written")
+    parser.add_argument("--write", type=Path, help="write the hostile set into this folder")
+    parser.add_argument("--set", action="store_true", help="run the hostile set by the commands")
+    parser.add_argument("--every", type=int, default=1, help="of the set, only each n-th file")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once, for --set")
     given = parser.parse_args()
+    if given.write or given.set:
+        import hostile_commands
+
+        if given.write:
+            count = hostile_commands.write_set(given.write, given.seed)
+            print(f"{count:,} files (seed {given.seed}) in {given.write}")
+        commands = ("inspect", "check")
+        return hostile_commands.run_set(
+            given.seed, given.jobs, given.every, commands
+        ) if given.set else 0
     acts = {"gadgets": both, "mutants": both if given.check else read_all}
     hook = Hook()
     status = 0

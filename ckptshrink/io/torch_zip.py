@@ -29,7 +29,7 @@ DEFLATED: Final = 8
 UTF8_NAME: Final = 0x800
 
 _MAX_DIRECTORY: Final = 64 << 20
-_MAX_ENTRIES: Final = 200_000
+_MAX_ENTRIES: Final = 100_000
 _INFLATE_FLOOR: Final = 64 << 20
 _INFLATE_RATIO: Final = 16
 _ENCRYPTED: Final = 0x1 | 0x20 | 0x40 | 0x2000  # with patches and masked headers, never seen
