@@ -540,7 +540,7 @@ def keras(_: int) -> Iterator[Case]:
     for name, (content, _kind, _words) in test_keras_hostile.ARCHIVES.items():
         yield Case(name, "keras", plain(content, "x.keras"), REFUSED, slow=name == "bomb")
     for name, (content, _words) in test_keras_hostile.LIES.items():
-        yield Case(name, "keras", plain(content, "x.weights.h5"), REFUSED)
+        yield Case(f"attributes: {name}", "keras", plain(content, "x.weights.h5"), REFUSED)
     for name, layer in KERAS_CODE.items():
         def archive(layer: Any = layer) -> bytes:
             return test_keras_hostile.contradicting(lambda layers: layers.append(layer))
