@@ -7,13 +7,13 @@ the models of ``fixtures/trained`` come with theirs.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
 from ckptshrink.evaluation import Aggregate, Data, Scores, Subject, examples_of, metric
+from ckptshrink.evaluation.evaluator import HoldsNothing
 from ckptshrink.evaluation.task_options import data_of
 
 TRAINED = Path(__file__).resolve().parent.parent / "fixtures" / "trained"
@@ -24,7 +24,7 @@ from bilm_text import STREAMS, TextBothWays, bilm_of, score  # noqa: E402 - lies
 SOFTMAX = "softmax.safetensors"
 
 
-class BiLMPerplexity:
+class BiLMPerplexity(HoldsNothing):
     """Scores ELMos on a text in both directions, sentence by sentence.
 
     Parameters
@@ -73,15 +73,3 @@ class BiLMPerplexity:
             stderr=of.stderr(*columns), of=of,
         )  # fmt: skip
         return Scores((found,), examples=examples)
-
-    def __enter__(self) -> "BiLMPerplexity":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing: no file is open."""

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, cast
 
 from ckptshrink.errors import EvaluationError, EvaluationInputError, PlanError
 from ckptshrink.evaluation.answers import Stated, scores_from
-from ckptshrink.evaluation.evaluator import Data, Scores, TaskOptions
+from ckptshrink.evaluation.evaluator import Data, HoldsNothing, Scores, TaskOptions
 from ckptshrink.evaluation.metrics import Better
 from ckptshrink.evaluation.program import run_program
 from ckptshrink.evaluation.subjects import Subject
@@ -106,7 +105,7 @@ def _better(given: Mapping[str, Any]) -> dict[str, Better]:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(HoldsNothing):
     """The task ``command``, set up for one program.
 
     Attributes
@@ -167,18 +166,6 @@ class Command:
         except EvaluationError as error:
             error.log = log
             raise
-
-    def __enter__(self) -> "Command":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing: a program and its files are gone when its run is over."""
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from ckptshrink.evaluation.examples import Examples
 from ckptshrink.evaluation.metrics import Metric
@@ -144,3 +144,24 @@ class Evaluator(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Let go of processes and temporary files."""
+
+
+Itself = TypeVar("Itself", bound="HoldsNothing")
+
+
+class HoldsNothing:
+    """The context of an evaluator that has nothing open from one model to the next."""
+
+    __slots__ = ()
+
+    def __enter__(self: Itself) -> Itself:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Do nothing."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from ckptshrink.errors import EvaluationError, EvaluationInputError, PlanError
 from ckptshrink.evaluation.corpus import Text, read_text, vocabulary_of_texts
-from ckptshrink.evaluation.evaluator import Data, Scores, TaskOptions
+from ckptshrink.evaluation.evaluator import Data, HoldsNothing, Scores, TaskOptions
 from ckptshrink.evaluation.examples import Examples, examples_of
 from ckptshrink.evaluation.metrics import Aggregate, Metric, metric
 from ckptshrink.evaluation.subjects import Subject
@@ -108,7 +107,7 @@ def _vocabulary(settings: Mapping[str, Any]) -> Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class Perplexity:
+class Perplexity(HoldsNothing):
     """The task ``lm``, set up on one text with one vocabulary.
 
     Attributes
@@ -191,18 +190,6 @@ class Perplexity:
                 model = model.float()
             nats = self._nats_by_line(model.to(self.compute.resolve()), stop_at)  # (n_lines,)
         return self._scores(nats, notes)
-
-    def __enter__(self) -> "Perplexity":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing: no file is open."""
 
     def _check(self, model: LanguageModel, path: Path) -> None:
         if model.unknown_splits:

@@ -8,7 +8,7 @@ from cli_helpers import Shrink
 WRONG = {
     "no command": ([], "inspect"),
     "unknown command": (["compres"], "did you mean compress?"),
-    "unlike any command": (["zzz"], "there are inspect, plan"),
+    "unlike any command": (["zzz"], "there are inspect, check, plan"),
     "no file": (["inspect"], "FILE"),
     "unknown option": (["inspect", "x", "--jsno"], "--jsno"),
     "rank 0": (["plan", "x", "--target", "Wh", "--rank", "0"], "is at least 1; got 0"),

@@ -5,7 +5,6 @@ import io
 import json
 import math
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from ckptshrink.evaluation import (
 )
 from ckptshrink.evaluation.document import examples_beside, read_evaluation
 from ckptshrink.evaluation.efficiency import efficiency
+from ckptshrink.evaluation.evaluator import HoldsNothing
 from ckptshrink.evaluation.grid import Grid, parse_sweep
 from ckptshrink.evaluation.sweep import CELLS, TABLES, sweep
 from ckptshrink.evaluation.sweep_tables import (
@@ -37,7 +37,7 @@ from ckptshrink.runtime.opened import Opened
 from ckptshrink.runtime.weights import dense
 
 
-class Norm:
+class Norm(HoldsNothing):
     """Scores a model by the mean square of its matrices, which compression makes smaller."""
 
     data = Data("numbers", "0" * 64, 3)
@@ -63,17 +63,6 @@ class Norm:
         return Scores(
             (metric("norm", value, better="higher", n=len(squares), of=of),), examples=examples
         )
-
-    def __enter__(self) -> "Norm":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
 
 @pytest.fixture
