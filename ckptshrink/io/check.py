@@ -26,7 +26,7 @@ from ckptshrink.io.pickle_records import Token
 from ckptshrink.io.pickle_survey import Survey, kind_of, survey
 from ckptshrink.io.tar_file import GZIP, TarIndex, TarMember, begins_as_tar
 from ckptshrink.io.torch_tar import TarContainer, is_torch_tar, tar_members
-from ckptshrink.io.torch_zip import ZipEntry, ZipIndex
+from ckptshrink.io.torch_zip import ZipEntry, ZipIndex, check_number_of_entries
 
 Level = Literal["unsafe", "corrupt", "note"]
 
@@ -453,6 +453,10 @@ def _salvage_zip(file: SourceFile, within: str, found: _Findings) -> None:
     if within and file.size > MAX_BYTES:
         return
     source = io.BytesIO(bytes(file.read(0, file.size))) if within else file.path
+    try:
+        check_number_of_entries(file)
+    except CheckpointError:  # said already
+        return
     try:
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist()[:_MAX_PICKLES]:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile.hostile_set import CLASSES, Case, cases
+from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases
 
 from ckptshrink_cli.main import run
 
 SEED = 1
 SET = cases(SEED)
-LEFT_OUT = ("laughing", "deep", "tuple", "many opcodes", "100,001", "deflate bomb that")
+LEFT_OUT = ("laughing", "deep", "tuple", "many opcodes", "deflate bomb that")
 """Each takes half a second by design: one container and one command here, the rest outside."""
 
 
@@ -92,7 +92,8 @@ def test_all_of_it(
                     wrong.append(f"{where}: exit status {status}: {said[:200]}")
                 lines = said.splitlines()
                 n_errors = sum(line.startswith("ckptshrink: ") for line in lines)
-                if n_errors != (status == 3) or "Traceback" in said:
+                each = case.verdict is NO_LAYOUT and command == "inspect"  # a line a tensor
+                if (n_errors != (status == 3) and not (each and n_errors)) or "Traceback" in said:
                     wrong.append(f"{where}: more or less than a line: {said[:300]}")
                 if any(ord(c) < 32 or ord(c) == 127 for line in lines for c in line):
                     wrong.append(f"{where}: a control character: {said[:300]!r}")
