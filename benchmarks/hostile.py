@@ -316,6 +316,7 @@ def main() -> int:
     parser.add_argument("--set", action="store_true", help="run the hostile set by the commands")
     parser.add_argument("--every", type=int, default=1, help="of the set, only each n-th file")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, for --set")
+    parser.add_argument("--commands", default="inspect,compress,check", help="those of --set")
     given = parser.parse_args()
     if given.write or given.set:
         import hostile_commands
@@ -323,10 +324,10 @@ def main() -> int:
         if given.write:
             count = hostile_commands.write_set(given.write, given.seed)
             print(f"{count:,} files (seed {given.seed}) in {given.write}")
-        commands = ("inspect", "check")
-        return hostile_commands.run_set(
-            given.seed, given.jobs, given.every, commands
-        ) if given.set else 0
+        if not given.set:
+            return 0
+        commands = given.commands.split(",")
+        return hostile_commands.run_set(given.seed, given.jobs, given.every, commands)
     acts = {"gadgets": both, "mutants": both if given.check else read_all}
     hook = Hook()
     status = 0

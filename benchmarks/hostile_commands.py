@@ -1,6 +1,7 @@
 """The hostile set through the commands as a user runs them: a process each, its time and memory."""
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,15 +16,15 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 # without this folder, whose hostile.py would stand before the folder of that name in tests
 sys.path[:] = [
-    str(REPO / "tests"), str(REPO),
+    str(REPO / "tests"), str(REPO / "tests" / "unit"), str(REPO),
     *(place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent),
 ]  # fmt: skip
 
 MOST_SECONDS = 1.0
 MOST_MEBIBYTES = 256
 
-# VmHWM, and not ru_maxrss, which begins with that of the process that started this one. The children
-# are the process of HDF5 and its forks, whose peaks are added to the command's own.
+# VmHWM, and not ru_maxrss, which begins with that of the process that started this one. The
+# children are the process of HDF5 and its forks, whose peaks are added to the command's own.
 PROBE = """
 import json, resource, sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def arguments_of(command: str, path: Path, out: Path) -> list[str]:
     return [command, str(path)]
 
 
-def baselines(command: str, folder: Path) -> Ran:
+def baseline(command: str, folder: Path) -> Ran:
     """Return what the command takes over a sound file: the median of five runs."""
     from hostile.hostile_set import lstm_safetensors
 
@@ -85,43 +86,56 @@ def baselines(command: str, folder: Path) -> Ran:
                median(r.mebibytes for r in runs))  # fmt: skip
 
 
-def run_case(case: Any, commands: Sequence[str], sound: dict[str, Ran]) -> list[dict[str, Any]]:
-    """Run the commands over one case, and return a row of each."""
+def run_case(case: Any, commands: Sequence[str]) -> list[dict[str, Any]]:
+    """Run the commands over one case, and return a row of each.
+
+    The limits hold for all that a refusal takes, the start of Python and the reader's own processes
+    among it. A file that is read may take what reading it takes.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "case"
         folder.mkdir()
         path = case.make(folder)
         before = sorted(folder.rglob("*"))
+        out = Path(name) / "out"
         for command in commands:
-            found = ran(arguments_of(command, path, Path(name) / "out"), Path(name))
+            tries = [ran(arguments_of(command, path, out), Path(name))]
+            refused = tries[0].status in (1, 3)
+            # Whatever else the machine does adds to the time, and never takes from it.
+            while refused and tries[-1].seconds > MOST_SECONDS and len(tries) < 3:
+                tries.append(ran(arguments_of(command, path, out), Path(name)))
+            found = min(tries, key=lambda one: one.seconds)
+            n_lines = sum(line.startswith("ckptshrink: ") for line in found.said)
+            a_line_each = case.verdict.name.endswith("a line each") and command == "inspect"
             wrong = []
-            if found.status not in case.statuses[command]:
+            if any(one.status not in case.statuses[command] for one in tries):
                 wrong.append(f"exit status {found.status}")
-            if found.status == 3 and sum(s.startswith("ckptshrink: ") for s in found.said) != 1:
+            if found.status == 3 and n_lines != 1 and not (a_line_each and n_lines):
                 wrong.append("not one line")
             if any(line.startswith("Traceback") for line in found.said):
                 wrong.append("a traceback")
             if sorted(folder.rglob("*")) != before:
                 wrong.append("left something beside the file")
-            if found.status and (Path(name) / "out").exists():
+            if found.status and out.exists():
                 wrong.append("wrote")
-            more = found.seconds - sound[command].seconds
-            memory = found.mebibytes - sound[command].mebibytes
-            if more > MOST_SECONDS:
-                wrong.append(f"{more:.2f} s")
-            if memory > MOST_MEBIBYTES:
-                wrong.append(f"{memory:.0f} MiB")
+            # what compress says of values it has read them for, with the arithmetic imported
+            reads = command == "compress" and 0 in case.statuses["inspect"]
+            if refused and not reads and found.seconds > MOST_SECONDS:
+                wrong.append(f"{found.seconds:.2f} s")
+            if refused and not reads and found.mebibytes > MOST_MEBIBYTES:
+                wrong.append(f"{found.mebibytes:.0f} MiB")
             rows.append(
-                {"kind": case.kind, "name": case.name, "command": command, "more": more,
-                 "status": found.status, "wall": found.wall - sound[command].wall,
-                 "memory": memory, "wrong": wrong}
+                {"kind": case.kind, "name": case.name, "command": command,
+                 "status": found.status, "refused": refused and not reads, "wrong": wrong,
+                 "seconds": found.seconds, "wall": found.wall, "memory": found.mebibytes}
             )  # fmt: skip
+            shutil.rmtree(out, ignore_errors=True)
     return rows
 
 
 def write_set(folder: Path, seed: int) -> int:
-    """Write every file of the set below a folder, and ``set.json`` with what must become of each."""
+    """Write every file of the set below a folder, and what must become of each into set.json."""
     from hostile.hostile_set import cases
 
     listed = []
@@ -145,23 +159,25 @@ def run_set(seed: int, jobs: int, every: int, commands: Sequence[str]) -> int:
 
     chosen = cases(seed)[::every]
     with tempfile.TemporaryDirectory() as name:
-        sound = {command: baselines(command, Path(name)) for command in commands}
-    for command, found in sound.items():
-        print(f"a sound file, {command}: {found.seconds:.2f} s, {found.mebibytes:.0f} MiB")
+        for command in commands:
+            sound = baseline(command, Path(name))
+            print(f"a sound file, {command}: {sound.seconds:.2f} s, {sound.mebibytes:.0f} MiB")
     with ThreadPoolExecutor(jobs) as pool:
-        found_rows = list(pool.map(lambda case: run_case(case, commands, sound), chosen))
+        found_rows = list(pool.map(lambda case: run_case(case, commands), chosen))
     rows = [row for part in found_rows for row in part]
-    print("class\tfiles\truns\trefused or found\tdied\twrong\tmost s more\tmost MiB more")
-    kinds = [*dict.fromkeys(row["kind"] for row in rows), "all"]
-    for kind in kinds:
+    print("class\tfiles\truns\trefusals\tdied\twrong\tslowest refusal, s\tmost memory, MiB")
+    for kind in [*dict.fromkeys(row["kind"] for row in rows), "all"]:
         here = [row for row in rows if kind in (row["kind"], "all")]
+        refused = [row for row in here if row["refused"]]
         print(
-            kind, len({(row["kind"], row["name"]) for row in here}), len(here),
-            sum(row["status"] in (1, 3) for row in here),
+            kind, len({(row["kind"], row["name"]) for row in here}), len(here), len(refused),
             sum(row["status"] is None for row in here), sum(bool(row["wrong"]) for row in here),
-            f"{max(row['more'] for row in here):.2f}", f"{max(row['memory'] for row in here):.0f}",
+            f"{max((row['seconds'] for row in refused), default=0):.2f}",
+            f"{max((row['memory'] for row in refused), default=0):.0f}",
             sep="\t",
         )  # fmt: skip
+    for row in sorted(rows, key=lambda row: -row["seconds"] * row["refused"])[:5]:
+        print(f"slow: {row['seconds']:.2f} s: {row['kind']}: {row['name']}: {row['command']}")
     wrong = [row for row in rows if row["wrong"]]
     for row in wrong[:40]:
         print(f"wrong: {row['kind']}: {row['name']}: {row['command']}: {', '.join(row['wrong'])}")

@@ -502,7 +502,9 @@ def _check_layer(record: dict[str, Any], where: str, found: _Findings) -> None:
     if name == "TorchModuleWrapper":
         found.add("unsafe", f"holds a {name}, whose pickle Keras would load", where)
     words = config.get("vocabulary") if isinstance(config, dict) else None
-    if isinstance(words, str) and (words.startswith(("/", "\\")) or "://" in words or ".." in words):
+    if isinstance(words, str) and (
+        words.startswith(("/", "\\")) or "://" in words or ".." in words
+    ):
         found.add("unsafe", f"names {words[:200]}, a file that Keras would open", where)
     if not isinstance(module, str) or not module:
         return

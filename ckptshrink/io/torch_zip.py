@@ -180,9 +180,7 @@ def check_number_of_entries(file: SourceFile) -> None:
     chunks = file.chunks(start, nbytes)
     count = sum(bytes(chunk).count(b"PK\x01\x02") for chunk in chunks)
     if count > _MAX_ENTRIES:
-        raise UnsafeCheckpointError(
-            f"has {count:,} zip entries", path=file.path, hint=_REPACK_HINT
-        )
+        raise UnsafeCheckpointError(f"has {count:,} zip entries", path=file.path, hint=_REPACK_HINT)
 
 
 class ZipIndex(ZipEnd):

@@ -145,7 +145,8 @@ BESIDE: dict[str, bytes] = {
     + text("__reduce__") + token("os", "system") + b"stR",
     "modules overridden": token("sys", "modules") + text("sys") + token("os", "system") + b"s",
     "a module with a hook": token("torch.nn.modules.linear", "Linear") + b")\x81}("
-    + text("_parameters") + b"}" + text("_modules") + b"}" + text("_forward_hooks") + b"}" + text("h")
+    + text("_parameters") + b"}" + text("_modules") + b"}" + text("_forward_hooks") + b"}"
+    + text("h")
     + token("os", "system") + b"sub",
     "a parameter made by it": token("torch._utils", "_rebuild_parameter") + b"(" + SYSTEM
     + b"\x88}tR",
@@ -187,8 +188,9 @@ def stacked(*, bad: int, magic: bytes | None = None) -> bytes:
 
 
 def sound_zip(**entries: bytes) -> bytes:
-    return zipped({"a/data.pkl": b"\x80\x02}" + text("w") + tensor() + b"s.", "a/version": b"3\n",
-                   "a/data/0": bytes(8), **{k.replace("__", "/"): v for k, v in entries.items()}})  # fmt: skip
+    more = {name.replace("__", "/"): data for name, data in entries.items()}
+    pickled = b"\x80\x02}" + text("w") + tensor() + b"s."
+    return zipped({"a/data.pkl": pickled, "a/version": b"3\n", "a/data/0": bytes(8), **more})
 
 
 SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c\0\4" + bytes(24) + BAD
@@ -242,14 +244,14 @@ WHOLE: dict[str, bytes] = {
     "zip behind a pickle that is bad": BAD + sound_zip(),
     "HDF5 behind a pickle": BAD + bytes(512 - len(BAD)) + b"\x89HDF\r\n\x1a\n" + bytes(600),
     "behind a comment": b"\x80\x02" + text("#!/usr/bin/python\n") + b"0" + BAD[2:],
-    "password": zipped({"a/data.pkl": BAD}).replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"),
+    "password": zipped({"a/data.pkl": BAD}).replace(
+        b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"
+    ),
 }  # fmt: skip
 """Files that are nothing but a way to run code."""
 
 HIDDEN: dict[str, bytes] = {
-    **{
-        f"in pickle {n + 1} of the legacy five": stacked(bad=n) for n in range(1, 5)
-    },
+    **{f"in pickle {n + 1} of the legacy five": stacked(bad=n) for n in range(1, 5)},
     "behind the storages of a legacy file": stacked(bad=3).replace(SYSTEM + b"0", b"") + BAD,
     "in an entry beside": sound_zip(a__more=BAD),
     "in an entry called like a storage": sound_zip(a__data__1=BAD),

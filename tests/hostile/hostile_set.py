@@ -1,4 +1,4 @@
-"""The hostile set: files that are made to run code, to exhaust, to mislead, and ones that only look so.
+"""The hostile set: files made to run code, to exhaust, to mislead, and ones that only look so.
 
 `cases` makes the same files for the same seed. Each says what `inspect`, `compress` and `check`
 must answer. ``python benchmarks/hostile.py --write FOLDER`` writes them, and ``--set`` runs all of
@@ -11,10 +11,8 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 import struct
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -25,24 +23,37 @@ from typing import Any
 
 import h5py
 import numpy as np
-
-REPO = Path(__file__).resolve().parent.parent.parent
-sys.path += [str(REPO / "tests" / "unit"), str(REPO / "fixtures")]
-
 import test_torch_tar
 from hostile import test_archive_hostile, test_hdf5_hostile, test_keras_hostile
 from hostile.hostile_gadgets import (
-    ARG, BAD, BESIDE, BENIGN, GLOBALS, HIDDEN, WHOLE, calls, npy, zipped,
+    BAD,
+    BENIGN,
+    BESIDE,
+    GLOBALS,
+    HIDDEN,
+    WHOLE,
+    calls,
+    zipped,
 )  # fmt: skip
 from hostile.test_refusals import deflate_bomb, many_tensors
 from hostile.test_safetensors_hostile import MALFORMED, entry, stored
 from hostile.test_torch_hostile import (
-    BOMBS, LEGACY_LIES, LIES, deflated, legacy_file, sound, state, tensor, text, zip_file,
+    BOMBS,
+    LEGACY_LIES,
+    LIES,
+    deflated,
+    legacy_file,
+    sound,
+    state,
+    tensor,
+    text,
+    zip_file,
 )  # fmt: skip
 from hostile.test_torch_shards_hostile import MAPS, ONE, TWO
 
 from ckptshrink.io.model_folder import MAX_SIDECAR
 
+REPO = Path(__file__).resolve().parent.parent.parent
 Make = Callable[[Path], Path]
 
 
@@ -135,7 +146,7 @@ def storages() -> list[bytes]:
 
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[1:] + (1,)
+    return (*shape[1:], 1)
 
 
 def lstm_items(start: int = 0) -> bytes:
@@ -385,7 +396,7 @@ VALUES: dict[str, tuple[Callable[[], bytes], Verdict]] = {
 
 
 def transposed() -> bytes:
-    """Return a checkpoint of torch whose weights are views: transposed, with gaps, and of one storage."""
+    """Return a checkpoint of torch whose weights are views of one storage: turned, with gaps."""
     items = text("weight_ih_l0") + tensor((24, 6), (1, 24), numel=600, key="0")
     items += text("weight_hh_l0") + tensor((24, 6), (12, 2), offset=300, numel=600, key="0")
     items += text("bias_ih_l0") + tensor((24,), (0,), numel=600, key="0")
@@ -406,7 +417,7 @@ HDF5Builder = Callable[[h5py.File, Path], object]
 
 
 def hdf5(build: HDF5Builder, libver: str | None = None) -> Make:
-    """Return what writes an HDF5 file; whatever it leads to is a named pipe, that nobody must open."""
+    """Return what writes an HDF5 file; what it leads to is a named pipe, that nobody must open."""
 
     def make(folder: Path) -> Path:
         outside = folder / "outside"
@@ -424,6 +435,7 @@ def hdf5_links(_: int) -> Iterator[Case]:
     for name, (build, _words) in test_hdf5_hostile.LEADS_OUT.items():
         yield Case(name.replace("_", " "), "HDF5 links", hdf5(build), REFUSED)
     for name, dtype in test_hdf5_hostile.TYPES.items():
+
         def odd(file: h5py.File, _: Path, dtype: Any = dtype) -> None:
             file.create_dataset("g/odd", (2,), dtype)
 
@@ -445,7 +457,8 @@ def hdf5_sizes(_: int) -> Iterator[Case]:
             name.replace("_", " "), "HDF5 sizes", hdf5(build, libver), outcome,
             nothing_matches=True,
         )  # fmt: skip
-    yield Case("3,000 attributes of one dataset", "HDF5 sizes", hdf5(attributes, "latest"), NO_WEIGHTS)
+    many = hdf5(attributes, "latest")
+    yield Case("3,000 attributes of one dataset", "HDF5 sizes", many, NO_WEIGHTS)
 
 
 SIGNATURES = (b"\x89HDF", b"TREE", b"SNOD", b"HEAP", b"GCOL", b"OHDR", b"OCHK", b"FRHP", b"FHDB",
@@ -508,9 +521,11 @@ def truncation(seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     for name in FORMATS:
         path = REPO / "fixtures" / name
-        # what may be missing at the end of a tar archive are zeros, which torch's own reader allows
-        size = len(path.read_bytes().rstrip(b"\0")) if name.endswith(".tar.pt") else path.stat().st_size
+        size = path.stat().st_size
+        if name.endswith(".tar.pt"):  # torch's own reader does without the zeros at its end
+            size = len(path.read_bytes().rstrip(b"\0"))
         for cut in sorted({0, 1, 100, size - 1, *(rng.randrange(size) for _ in range(6))}):
+
             def prefix(path: Path = path, cut: int = cut) -> bytes:
                 return path.read_bytes()[:cut]
 
@@ -529,9 +544,10 @@ def archives(_: int) -> Iterator[Case]:
             yield Case(f"{name}, {suffix}", "tar archives", plain(data, f"x.{suffix}"), REFUSED)
     yield Case("bomb of zeros", "tar archives", plain(tar_bomb, "x.tar.gz"), REFUSED, slow=True)
     tarred = test_archive_hostile.tarred
+    inner = tarred([("a", {}, BAD)])
     for name, content in {
         "a pickle in the vocabulary": tarred([*test_archive_hostile.good(), ("v/l.txt", {}, BAD)]),
-        "an archive in it": tarred([*test_archive_hostile.good(), ("x.tar", {}, tarred([("a", {}, BAD)]))]),
+        "an archive in it": tarred([*test_archive_hostile.good(), ("x.tar", {}, inner)]),
     }.items():
         yield Case(name, "tar archives", plain(content, "x.tar"), INERT)
 
@@ -553,6 +569,7 @@ def keras(_: int) -> Iterator[Case]:
     for name, (content, _words) in test_keras_hostile.LIES.items():
         yield Case(f"attributes: {name}", "keras", plain(content, "x.weights.h5"), REFUSED)
     for name, layer in KERAS_CODE.items():
+
         def archive(layer: Any = layer) -> bytes:
             return test_keras_hostile.contradicting(lambda layers: layers.append(layer))
 
@@ -602,6 +619,7 @@ def torch_tar(_: int) -> Iterator[Case]:
     good = members(REPO / "fixtures" / "torch" / "gru_state.tar.pt")
     small = functools.cache(small_torch_tar)
     for name, (change, _kind, _words) in test_torch_tar.BROKEN.items():
+
         def broken(change: Any = change) -> bytes:
             return tar_of(change(small()))
 
@@ -609,9 +627,9 @@ def torch_tar(_: int) -> Iterator[Case]:
     at = good["storages"].index(b"X\x03\0\0\0cpu")
     called = calls("posix", "system")["REDUCE"]
     location = good["storages"][:at] + called + good["storages"][at + 8 :]
-    for member, content in {"pickle": BAD, "tensors": BAD, "sys_info": BAD, "storages": BAD}.items():
+    for member in ("pickle", "tensors", "sys_info", "storages"):
         yield Case(f"a call as {member}", "torch tar",
-                   plain(tar_of({**good, member: content})), REFUSED)  # fmt: skip
+                   plain(tar_of({**good, member: BAD})), REFUSED)  # fmt: skip
     yield Case("a call as the location of a storage", "torch tar",
                plain(tar_of({**good, "storages": location})), INERT)  # fmt: skip
 
@@ -658,6 +676,7 @@ def torchscript(_: int) -> Iterator[Case]:
 def shard_indexes(_: int) -> Iterator[Case]:
     kind = "shard indexes"
     for name, (weight_map, _kind, _words) in MAPS.items():
+
         def make(folder: Path, weight_map: object = weight_map) -> Path:
             for file, key in ((ONE, "a"), (TWO, "b")):
                 pickled = b"\x80\x02}(" + text(key) + tensor() + b"u."
@@ -668,6 +687,7 @@ def shard_indexes(_: int) -> Iterator[Case]:
 
         yield Case(f"{name}, torch", kind, make, REFUSED)
     for name, changed in SAFETENSORS_MAPS.items():
+
         def written(folder: Path, changed: dict[str, str] = changed) -> Path:
             home = folder / "model"
             (home / "sub").mkdir(parents=True)
@@ -734,6 +754,7 @@ CONFIGS: dict[str, Callable[[Path], object]] = {
 
 def model_folders(_: int) -> Iterator[Case]:
     for name, make_config in CONFIGS.items():
+
         def make(folder: Path, make_config: Callable[[Path], object] = make_config) -> Path:
             home = folder / "model"
             home.mkdir()

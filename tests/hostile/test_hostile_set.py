@@ -114,7 +114,7 @@ def test_the_watch_would_notice(watch: Watch, tmp_path: Path) -> None:
     watch.events.clear()
     os.system("true")
     (tmp_path / "x").write_text("")
-    with open(__file__):
+    with Path(__file__).open():
         pass
     watch.folder = None
     assert [event.partition(" ")[0] for event in watch.events] == ["os.system", "open"]
