@@ -78,6 +78,7 @@ def command(
         plan, needed = _planned(file, job, options["strict"], device, threads, dense=dense)
         _show_dry_run(run, plan, out, needed, form=form, as_json=as_json)
         return
+    _refuse_unread(file)
 
     from ckptshrink import rewrite
     from ckptshrink.payload import Compute
@@ -123,6 +124,13 @@ def _refuse_early(file: Path, out: Path, *, overwrite: bool) -> None:
     # whether a file or a folder will be written depends on the source; the run itself checks that
     single = not os.path.isdir(out)  # noqa: PTH112 - Path.is_dir raises where a name is too long
     check_target(out, overwrite=overwrite, single=single, inputs=[file])
+
+
+def _refuse_unread(file: Path) -> None:
+    """Refuse what is no checkpoint before torch is imported, which takes a second and 200 MB."""
+    from ckptshrink.io.detect import open_checkpoint
+
+    open_checkpoint(file).close()
 
 
 def _planned(

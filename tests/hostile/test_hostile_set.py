@@ -5,6 +5,7 @@ The same files through real processes, with their time and memory: ``benchmarks/
 
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile.hostile_gadgets import BAD
 from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases
 
 from ckptshrink_cli.main import run
@@ -107,6 +109,18 @@ def test_all_of_it(
             shutil.rmtree(folder)
     assert not wrong, "\n".join(wrong[:20])
     assert sorted(tmp_path.iterdir()) == []
+
+
+def test_compress_refuses_before_torch_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(BAD)
+    code = (
+        "import sys; from ckptshrink_cli.main import run; "
+        f"print(run({arguments('compress', path, tmp_path / 'out')!r}), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "False"]
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_the_watch_would_notice(watch: Watch, tmp_path: Path) -> None:
