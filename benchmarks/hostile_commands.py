@@ -107,11 +107,11 @@ def run_case(case: Any, commands: Sequence[str]) -> list[dict[str, Any]]:
                 tries.append(ran(arguments_of(command, path, out), Path(name)))
             found = min(tries, key=lambda one: one.seconds)
             n_lines = sum(line.startswith("ckptshrink: ") for line in found.said)
-            a_line_each = case.verdict.name.endswith("a line each") and command == "inspect"
+            a_line_each = case.verdict.name.endswith("a line each")  # by inspect
             wrong = []
             if any(one.status not in case.statuses[command] for one in tries):
                 wrong.append(f"exit status {found.status}")
-            if found.status == 3 and n_lines != 1 and not (a_line_each and n_lines):
+            if found.status == 3 and n_lines != 1 and not (a_line_each and n_lines > 0):
                 wrong.append("not one line")
             if any(line.startswith("Traceback") for line in found.said):
                 wrong.append("a traceback")
@@ -120,7 +120,7 @@ def run_case(case: Any, commands: Sequence[str]) -> list[dict[str, Any]]:
             if found.status and out.exists():
                 wrong.append("wrote")
             # what compress says of values it has read them for, with the arithmetic imported
-            reads = command == "compress" and 0 in case.statuses["inspect"]
+            reads = command == "compress" and (0 in case.statuses["inspect"] or a_line_each)
             if refused and not reads and found.seconds > MOST_SECONDS:
                 wrong.append(f"{found.seconds:.2f} s")
             if refused and not reads and found.mebibytes > MOST_MEBIBYTES:
