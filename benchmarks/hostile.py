@@ -318,15 +318,18 @@ class Hook:
         """Note an event."""
         if not self.listening or event.startswith(self.quiet):
             return
-        # of an index that is at odds with its folder
-        if event in ("os.scandir", "os.listdir") and Path(str(args[0])) == self.folder:
+        # What else is where an index says that a shard is: never outside its folder.
+        if event in ("os.scandir", "os.listdir") and self._is_here(args[0]):
             return
         # a shard beside its index; an archive is unpacked into a file without a name
-        if event == "open" and (
-            Path(str(args[0])).parent == self.folder or args[0] == tempfile.gettempdir()
-        ):
+        if event == "open" and (self._is_here(args[0]) or args[0] == tempfile.gettempdir()):
             return
         self.events.append(f"{event} {args!r}"[:300])
+
+    def _is_here(self, path: object) -> bool:
+        if self.folder is None or not isinstance(path, (str, os.PathLike)):
+            return False
+        return Path(os.path.normpath(path)).is_relative_to(self.folder)
 
 
 def read_all(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hostile.hostile_gadgets import BAD
-from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases
+from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases, lstm_safetensors
 
 from ckptshrink_cli.main import run
 
@@ -47,8 +47,12 @@ class Watch:
 
 
 @pytest.fixture(scope="module")
-def watch() -> Iterator[Watch]:
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     "x".encode("cp437")  # of names in zip files
+    sound = tmp_path_factory.mktemp("sound") / "x.safetensors"
+    sound.write_bytes(lstm_safetensors())
+    for command in ("inspect", "check"):  # what is imported to read any checkpoint is ours
+        assert run([command, str(sound)]) == 0
     found = Watch()
     yield found
     found.folder = None
