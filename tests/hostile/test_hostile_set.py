@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from hostile.hostile_gadgets import BAD
-from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases, lstm_safetensors
+from hostile.hostile_set import CLASSES, NO_LAYOUT, Case, cases, lstm_safetensors, many_entries
 
+from ckptshrink.errors import UnsafeCheckpointError
+from ckptshrink.io.detect import open_checkpoint
 from ckptshrink_cli.main import run
 
 SEED = 1
@@ -125,6 +127,16 @@ def test_compress_refuses_before_torch_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "False"]
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_entries_are_counted_before_any_reader_goes_through_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(many_entries(120_000, 1))  # zipfile would make a record of each
+    with pytest.raises(UnsafeCheckpointError, match="has 120,000 zip entries"):
+        open_checkpoint(path)
+    path.write_bytes(b"PK\3\4" + path.read_bytes())  # and it reads past what comes before
+    with pytest.raises(UnsafeCheckpointError, match="has 120,000 zip entries"):
+        open_checkpoint(path)
 
 
 def test_the_watch_would_notice(watch: Watch, tmp_path: Path) -> None:
