@@ -77,6 +77,7 @@ def command(
         plan, needed = _planned(file, job, options["strict"], device, threads, dense=dense)
         _show_dry_run(run, plan, out, needed, form=form, as_json=as_json)
         return
+    _refuse_unread(file)
 
     from ckptshrink import rewrite
     from ckptshrink.payload import Compute
@@ -121,6 +122,13 @@ def _refuse_early(file: Path, out: Path, *, overwrite: bool, dry_run: bool) -> N
         file.stat()
     # whether a file or a folder will be written depends on the source; the run itself checks that
     check_target(out, overwrite=overwrite, single=None, inputs=[file], dry_run=dry_run)
+
+
+def _refuse_unread(file: Path) -> None:
+    """Refuse what is no checkpoint before torch is imported, which takes a second and 200 MB."""
+    from ckptshrink.io.detect import open_checkpoint
+
+    open_checkpoint(file).close()
 
 
 def _planned(
