@@ -40,6 +40,12 @@ ARTEFACTS = {
     "safetensors, shards": (
         "safetensors/sharded/model.safetensors.index.json", *_SIZE, "--max-shard-size", "4kB",
     ),
+    "packed hdf5": ("elmo/packed/elmo_packed.hdf5", *_SIZE),
+    "keras": ("keras/lm.keras", *_SIZE),
+    "tar.gz": ("allennlp/tagger.tar.gz", *_SIZE),
+    "torch tar": ("torch/awd_lstm_bare.tar.pt", *_SIZE),
+    "TorchScript": ("torch/tagger.script.pt", *_SIZE),
+    "folder of a model": ("transformers/t5", *_SIZE),
 }  # fmt: skip
 
 

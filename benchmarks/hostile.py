@@ -1,6 +1,8 @@
 """Hostile files by the hundred thousand: gadget pickles, and mutants of sound checkpoints.
 
     python benchmarks/hostile.py --gadgets 100000 --mutants 1000000 --seed 1
+    python benchmarks/hostile.py --write FOLDER     the hostile set of tests/hostile, as files
+    python benchmarks/hostile.py --set --jobs 2     all of it through the commands
 
 Each is read by the library in a process with an audit hook. An event other than the opening of the
 very file counts, as does any error but ours, and a file that takes over a second of processor time.
@@ -8,6 +10,7 @@ The same seed makes the same files. Exit status 1 if anything counted.
 """
 
 import argparse
+import gzip
 import io
 import json
 import os
@@ -17,6 +20,7 @@ import random
 import resource
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
@@ -33,6 +37,8 @@ from ckptshrink.io.check import check_file
 from ckptshrink.io.detect import open_checkpoint
 from ckptshrink.io.torch_zip_writer import ZipWriter
 
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+KERAS_FILES = ("keras1_weights.h5", "cudnn_weights.h5", "lm.weights.h5", "lm_tf.h5")
 FORMS = (
     "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "memo confusion",
     "type confusion", "stacked", "truncated after payload", "BUILD", "dropped",
@@ -175,6 +181,82 @@ def samples() -> list[tuple[str, bytes]]:
     ]  # fmt: skip
 
 
+SHARD = "one.safetensors"
+
+
+def families() -> dict[str, dict[str, bytes]]:
+    """Return the members of sound files of containers that are put together of several.
+
+    Mutants of them are put together again, so that no checksum shields what is inside.
+    """
+    found: dict[str, dict[str, bytes]] = {}
+    for name in ("torch/tagger.script.pt", "keras/lm.keras"):
+        with zipfile.ZipFile(FIXTURES / name) as source:
+            found[name] = {info.filename: source.read(info) for info in source.infolist()}
+    for name in ("torch/gru_state.tar.pt", "allennlp/tagger.tar.gz"):
+        with tarfile.open(FIXTURES / name) as source:
+            files = [member for member in source.getmembers() if member.isfile()]
+            found[name] = {m.name: source.extractfile(m).read() for m in files}  # type: ignore[union-attr]
+    return found
+
+
+def put_together(name: str, members: dict[str, bytes]) -> bytes:
+    """Return the file of these members, in the container that the name's suffix says."""
+    if name.endswith((".pt", ".keras")) and not name.endswith(".tar.pt"):
+        return archive(members)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as target:
+        for member, content in members.items():
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            target.addfile(entry, io.BytesIO(content))
+    tar = out.getvalue()
+    return gzip.compress(tar, 1) if name.endswith(".gz") else tar
+
+
+def family_mutants(seed: int) -> Iterator[bytes]:
+    """Yield mutants of members in a sound container, and of containers, without end."""
+    rng = random.Random(seed)
+    found = families()
+    while True:
+        for name, members in found.items():
+            if rng.random() < 0.2:
+                yield mutated(put_together(name, members), rng)
+                continue
+            which = rng.choice(list(members))
+            data = members[which]
+            # values are most of a file, and structure lies at its beginning
+            start = min(len(data), rng.choice((100, 2000, len(data))))
+            changed = mutated(data[:start], rng) + data[start:]
+            yield put_together(name, {**members, which: changed})
+
+
+def keras_mutants(seed: int) -> Iterator[bytes]:
+    """Yield mutants of Keras's HDF5 files, of the text in them as often as of the structures."""
+    rng = random.Random(seed)
+    files = [(FIXTURES / "keras" / name).read_bytes() for name in KERAS_FILES]
+    while True:
+        for data in files:
+            at = rng.choice((0, rng.randrange(len(data))))
+            window = data[at : at + 4096]
+            yield data[:at] + mutated(window, rng)[: len(window)] + data[at + 4096 :]
+
+
+def index_mutants(seed: int) -> Iterator[bytes]:
+    """Yield mutants of a shard index whose one shard lies beside it."""
+    rng = random.Random(seed)
+    index = {"metadata": {"total_size": 16}, "weight_map": {"w": SHARD, "v": SHARD}}
+    sound = json.dumps(index).encode()
+    names = ["../" + SHARD, "/etc/passwd", SHARD + "\0", "", ".", "no." + SHARD, "x/../" + SHARD]
+    while True:
+        changed = dict(index)
+        if rng.random() < 0.5:
+            changed["weight_map"] = {"w": SHARD, "v": rng.choice(names)}
+            yield json.dumps(changed).encode()
+        else:
+            yield mutated(sound, rng)
+
+
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """Return data with a few bytes changed, moved, doubled or cut off."""
     new = bytearray(data)
@@ -198,13 +280,22 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutants(count: int, seed: int) -> Iterator[bytes]:
-    """Yield mutants; one in fifty is of HDF5, which takes a fork each."""
+    """Yield mutants; one in fifty is of HDF5, which takes a fork each, one in forty of archives."""
     rng = random.Random(seed)
     sound = dict(samples())
     state = sound["pickle"]
+    of_keras, of_families, of_indexes = (
+        keras_mutants(seed), family_mutants(seed), index_mutants(seed)
+    )  # fmt: skip
     for i in range(count):
-        if i % 50 == 0:
+        if i % 100 == 0:
             yield mutated(sound["hdf5"], rng)
+        elif i % 100 == 50:
+            yield next(of_keras)
+        elif i % 40 == 7:
+            yield next(of_families)
+        elif i % 20 == 3:
+            yield next(of_indexes)
         elif i % 5 == 1:  # the checksum shields a pickle from plain changes: here it fits
             yield in_container(mutated(state, rng), 1 + i % 2)
         else:
@@ -219,7 +310,7 @@ class Hook:
 
     def __init__(self) -> None:
         self.listening = False
-        self.allowed: set[str] = set()
+        self.folder: Path | None = None
         self.events: list[str] = []
         sys.addaudithook(self)
 
@@ -227,9 +318,18 @@ class Hook:
         """Note an event."""
         if not self.listening or event.startswith(self.quiet):
             return
-        if event == "open" and str(args[0]) in self.allowed:
+        # What else is where an index says that a shard is: never outside its folder.
+        if event in ("os.scandir", "os.listdir") and self._is_here(args[0]):
+            return
+        # a shard beside its index; an archive is unpacked into a file without a name
+        if event == "open" and (self._is_here(args[0]) or args[0] == tempfile.gettempdir()):
             return
         self.events.append(f"{event} {args!r}"[:300])
+
+    def _is_here(self, path: object) -> bool:
+        if self.folder is None or not isinstance(path, (str, os.PathLike)):
+            return False
+        return Path(os.path.normpath(path)).is_relative_to(self.folder)
 
 
 def read_all(path: Path) -> None:
@@ -253,7 +353,7 @@ def run(
 ) -> dict[str, Any]:
     """Read every file, and return what came of it."""
     path = folder / "hostile.bin"
-    hook.allowed = {str(path)}
+    hook.folder = folder
     result: dict[str, Any] = {"files": 0, "read": 0, "refused": 0, "slowest": 0.0, "wrong": []}
     for data in files:
         path.write_bytes(data)
@@ -287,7 +387,13 @@ def run(
 
 def warm_up(folder: Path) -> None:
     """Read a sound file of every format, so that what is ours is imported: the codecs too."""
-    for name, data in samples():
+    shard = dict(samples())["safetensors"]
+    (folder / SHARD).write_bytes(shard)
+    index = {"metadata": {}, "weight_map": {"w": SHARD, "v": SHARD}}
+    more = [("index", json.dumps(index).encode())]
+    more += [(name.replace("/", "-"), put_together(name, m)) for name, m in families().items()]
+    more += [(name, (FIXTURES / "keras" / name).read_bytes()) for name in KERAS_FILES]
+    for name, data in [*samples(), *more]:
         path = folder / name
         path.write_bytes(data)
         if name != "pickle":
@@ -310,7 +416,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="run check on mutants too")
     parser.add_argument("--folder", type=Path, help="where the one file at a time is written")
+    parser.add_argument("--write", type=Path, help="write the hostile set into this folder")
+    parser.add_argument("--set", action="store_true", help="run the hostile set by the commands")
+    parser.add_argument("--every", type=int, default=1, help="of the set, only each n-th file")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once, for --set")
+    parser.add_argument("--commands", default="inspect,compress,check", help="those of --set")
     given = parser.parse_args()
+    if given.write or given.set:
+        import hostile_commands
+
+        if given.write:
+            count = hostile_commands.write_set(given.write, given.seed)
+            print(f"{count:,} files (seed {given.seed}) in {given.write}")
+        if not given.set:
+            return 0
+        commands = given.commands.split(",")
+        return hostile_commands.run_set(given.seed, given.jobs, given.every, commands)
     acts = {"gadgets": both, "mutants": both if given.check else read_all}
     hook = Hook()
     status = 0

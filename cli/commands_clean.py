@@ -63,7 +63,7 @@ def command(
     else:
         _show([{**row, "restored": ", ".join(row["restored"])} for row in rows])
     would = "would remove" if dry_run else "removed"
-    run.say(f"{would} {len(gone)} part folders, {render.size(nbytes)}")
+    run.say(f"{would} {len(gone)} part folder{'s' * (len(gone) != 1)}, {render.size(nbytes)}")
     for path in (path for swept in gone for path in swept.restored):
         run.say(f"{'would put' if dry_run else 'put'} back {path}")
     failed = [swept for swept in found if swept.fate == "failed"]

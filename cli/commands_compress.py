@@ -1,6 +1,5 @@
 """``ckptshrink compress``: write a smaller checkpoint."""
 
-import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -73,11 +72,12 @@ def command(
     if dense and max_shard_size is not None:
         refuse("--max-shard-size goes with --format factored")
     out = out if out is not None else default_out(file, dense=dense)
-    _refuse_early(file, out, overwrite=overwrite)
+    _refuse_early(file, out, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         plan, needed = _planned(file, job, options["strict"], device, threads, dense=dense)
         _show_dry_run(run, plan, out, needed, form=form, as_json=as_json)
         return
+    _refuse_unread(file)
 
     from ckptshrink import rewrite
     from ckptshrink.payload import Compute
@@ -113,7 +113,7 @@ def _job(options: dict[str, Any], plan_file: Path | None) -> "Request | Plan":
     return read_plan(plan_file)
 
 
-def _refuse_early(file: Path, out: Path, *, overwrite: bool) -> None:
+def _refuse_early(file: Path, out: Path, *, overwrite: bool, dry_run: bool) -> None:
     """Refuse what can't be before anything slow is imported: no such file, no such place."""
     from ckptshrink.io.files import source_errors
     from ckptshrink.io.staging import check_target
@@ -121,8 +121,14 @@ def _refuse_early(file: Path, out: Path, *, overwrite: bool) -> None:
     with source_errors(file):
         file.stat()
     # whether a file or a folder will be written depends on the source; the run itself checks that
-    single = not os.path.isdir(out)  # noqa: PTH112 - Path.is_dir raises where a name is too long
-    check_target(out, overwrite=overwrite, single=single, inputs=[file])
+    check_target(out, overwrite=overwrite, single=None, inputs=[file], dry_run=dry_run)
+
+
+def _refuse_unread(file: Path) -> None:
+    """Refuse what is no checkpoint before torch is imported, which takes a second and 200 MB."""
+    from ckptshrink.io.detect import open_checkpoint
+
+    open_checkpoint(file).close()
 
 
 def _planned(

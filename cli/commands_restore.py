@@ -49,7 +49,7 @@ def command(
     inputs = [artefact, *(artefact / file.path for file in manifest.files)]
     if artefact.resolve() in out.absolute().parent.resolve().joinpath("x").parents:
         raise OutputError("lies in the artefact, which is never written to", path=out)
-    check_target(out, overwrite=overwrite, single=single, inputs=inputs)
+    check_target(out, overwrite=overwrite, single=single, inputs=inputs, dry_run=dry_run)
     container = f"{manifest.source.format}, {manifest.source.family}"
     if dry_run:
         _show(as_json, {"out": str(out), "dry_run": True, "nbytes": manifest.source.nbytes})

@@ -1,5 +1,6 @@
 """What is wrong with a file, found without loading it: the library behind ``ckptshrink check``."""
 
+import builtins
 import io
 import json
 import tarfile
@@ -18,13 +19,14 @@ from ckptshrink.errors import (
     printable,
 )
 from ckptshrink.io.checkpoint import Checkpoint, Reader
-from ckptshrink.io.detect import begins_as_pickle, open_checkpoint
+from ckptshrink.io.detect import LEGACY_TORCH, begins_as_pickle, open_checkpoint
 from ckptshrink.io.files import SourceFile, source_errors
 from ckptshrink.io.pickle_machine import MAX_BYTES
-from ckptshrink.io.pickle_survey import Survey, survey
+from ckptshrink.io.pickle_records import Token
+from ckptshrink.io.pickle_survey import Survey, kind_of, survey
 from ckptshrink.io.tar_file import GZIP, TarIndex, TarMember, begins_as_tar
 from ckptshrink.io.torch_tar import TarContainer, is_torch_tar, tar_members
-from ckptshrink.io.torch_zip import ZipEntry, ZipIndex
+from ckptshrink.io.torch_zip import ZipEntry, ZipIndex, check_number_of_entries
 
 Level = Literal["unsafe", "corrupt", "note"]
 
@@ -35,6 +37,18 @@ _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _MAX_TAIL: Final = 66_000
 _START: Final = 4096
 _WINDOW: Final = 4096
+_KERAS_CONFIGS: Final = ("model_config", "training_config")
+_KERAS_MODULES: Final = frozenset(
+    """keras tf_keras keras_core keras_nlp keras_hub keras_cv keras_tuner tensorflow
+    tensorflow_addons tensorflow_hub""".split()  # noqa: SIM905
+)
+_KERAS_TOOLS: Final = frozenset(
+    """get_file enable_unsafe_deserialization load_model load_weights load_img model_from_json
+    clone_model save_model deserialize_keras_object func_load read_file write_file py_function
+    numpy_function run_script""".split()  # noqa: SIM905
+)
+"""Functions of Keras and TensorFlow that download, open or run what they are given."""
+
 _SCRIPT: Final = "__torch__."
 """How the classes of a TorchScript program are called, which are of the program and no imports."""
 
@@ -241,7 +255,8 @@ def _check_pickles(file: SourceFile, where: str, found: _Findings) -> str:
     """Survey stacked pickles; ``"unknown"`` if there are none."""
     data = bytes(file.read(0, min(file.size, MAX_BYTES)))
     at, kind = 0, "unknown"
-    for _ in range(_MAX_PICKLES):
+    of_torch = 5 if data.startswith(LEGACY_TORCH) else 1
+    for n in range(_MAX_PICKLES):
         if at >= len(data):
             break
         one = survey(data, at)
@@ -252,8 +267,8 @@ def _check_pickles(file: SourceFile, where: str, found: _Findings) -> str:
         for name, what in one.names.items():
             found.name(name, what, where)
         if one.fault is not None:
-            # behind the pickles of a legacy file come its storages, which are no pickles
-            if one.names or at == 0:
+            # behind the five pickles of a legacy file come its storages, which are no pickles
+            if one.names or n < of_torch:
                 found.fault(one.fault, where)
             break
         at = one.end
@@ -365,6 +380,8 @@ def _check_zip(file: SourceFile, where: str, found: _Findings) -> None:
         name = entry.name
         if "/code/" in f"/{name}" and name.endswith(".py"):
             found.programs.append(within + name)
+        if entry.nbytes == entry.packed == entry.crc == 0:
+            continue  # nothing is in it, and its checksum says so
         if entry.nbytes > MAX_BYTES and not name.endswith((".pkl", ".npy")):
             continue
         try:
@@ -437,6 +454,10 @@ def _salvage_zip(file: SourceFile, within: str, found: _Findings) -> None:
         return
     source = io.BytesIO(bytes(file.read(0, file.size))) if within else file.path
     try:
+        check_number_of_entries(file)
+    except CheckpointError:  # said already
+        return
+    try:
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist()[:_MAX_PICKLES]:
                 if info.file_size > 1 << 20 or info.compress_size > 1 << 20 or info.flag_bits & 1:
@@ -454,9 +475,10 @@ def _check_keras(container: Any, found: _Findings) -> None:
     """Look for code in the config that Keras keeps in an attribute."""
     for group in container.get("groups", []):
         for attribute in group["attributes"]:
-            if attribute["name"] == "model_config" and isinstance(attribute["value"], str):
+            name = attribute["name"]
+            if name in _KERAS_CONFIGS and isinstance(attribute["value"], str):
                 with suppress(ValueError, RecursionError):
-                    _check_config(json.loads(attribute["value"]), "model_config", found)
+                    _check_config(json.loads(attribute["value"]), name, found)
 
 
 def _check_config(config: Any, where: str, found: _Findings) -> None:
@@ -467,5 +489,37 @@ def _check_config(config: Any, where: str, found: _Findings) -> None:
             pending += value
         elif isinstance(value, dict):
             pending += value.values()
-            if value.get("class_name") in ("Lambda", "__lambda__"):
-                found.add("unsafe", "holds a Lambda layer, whose code Keras would run", where)
+            _check_layer(value, where, found)
+
+
+def _check_layer(record: dict[str, Any], where: str, found: _Findings) -> None:
+    """Look at one object of a config, of which Keras imports the module and calls the class."""
+    name, module, config = (record.get(key) for key in ("class_name", "module", "config"))
+    if not isinstance(name, str):
+        return
+    if name in ("Lambda", "__lambda__"):
+        found.add("unsafe", "holds a Lambda layer, whose code Keras would run", where)
+    if name == "TorchModuleWrapper":
+        found.add("unsafe", f"holds a {name}, whose pickle Keras would load", where)
+    words = config.get("vocabulary") if isinstance(config, dict) else None
+    if isinstance(words, str) and (
+        words.startswith(("/", "\\")) or "://" in words or ".." in words
+    ):
+        found.add("unsafe", f"names {words[:200]}, a file that Keras would open", where)
+    if not isinstance(module, str) or not module:
+        return
+    if name in ("function", "type") and isinstance(config, str):
+        name = config  # a function is named where a layer has its settings
+    elif module == "builtins":
+        name = name.strip("_")  # the kind of a plain value
+    qualified = f"{module}.{name}"
+    if module.partition(".")[0] in _KERAS_MODULES:
+        if name in _KERAS_TOOLS:
+            found.add("unsafe", f"names {qualified[:200]}, which is no part of a model", where)
+    elif module != "builtins" or hasattr(builtins, name):
+        kind = kind_of(Token(module, name))
+        if kind == "dangerous":
+            found.name(qualified, kind, where)
+        elif kind == "unexpected":
+            what = f"loading it in Keras imports {qualified[:200]}, code of the model's author"
+            found.add("note", what, where)

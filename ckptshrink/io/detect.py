@@ -26,9 +26,10 @@ from ckptshrink.io.tensorflow import (
     tensorflow_prefix,
 )
 from ckptshrink.io.torch_tar import is_torch_tar
+from ckptshrink.io.torch_zip import check_number_of_entries
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
-_LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+LEGACY_TORCH: Final = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _START: Final = 4096
 _SEARCHED: Final = 1 << 20
 
@@ -202,8 +203,8 @@ def _format_of_content(file: SourceFile, start: bytes) -> str | None:
     if start.startswith(_HDF5):
         return "hdf5"
     if start.startswith(b"PK"):
-        return _format_of_zip(file.path)
-    if start.startswith(_LEGACY_TORCH) or begins_as_pickle(file, start):
+        return _format_of_zip(file)
+    if start.startswith(LEGACY_TORCH) or begins_as_pickle(file, start):
         return "torch"
     if _is_tar(start) and is_torch_tar(file):
         return "torch"
@@ -251,13 +252,15 @@ def _format_of_shards(index: SourceFile) -> str:
     first = next(iter(read_index(index).shard_paths().values()))
     with closing(SourceFile(first)) as shard:
         start = bytes(shard.read(0, min(shard.size, _START)))
-        is_torch = start.startswith((b"PK", _LEGACY_TORCH)) or begins_as_pickle(shard, start)
+        is_torch = start.startswith((b"PK", LEGACY_TORCH)) or begins_as_pickle(shard, start)
     # what is neither is left to the reader of safetensors, which says what is wrong with it
     return "torch-shards" if is_torch else "safetensors"
 
 
-def _format_of_zip(path: Path) -> str:
+def _format_of_zip(file: SourceFile) -> str:
     """Return ``"torch"`` for an archive with torch's pickle, ``"keras"`` for one of Keras."""
+    path = file.path
+    check_number_of_entries(file)
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -7,10 +7,11 @@ meanwhile kills the process with SIGBUS; `preadv` into a buffer has neither faul
 import difflib
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,6 +182,29 @@ def source_errors(path: Path) -> Iterator[None]:
         raise CheckpointError(f"can't be read: {reason}", path=path) from error
     except ValueError as error:  # a name with a NUL byte, which only the kernel's door refuses
         raise CheckpointError(f"can't be a path: {error}", path=path) from error
+
+
+@contextmanager
+def unpacking(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file to unpack a source into.
+
+    It has no name: nobody else can open it, and a run that is killed leaves nothing behind.
+
+    Raises
+    ------
+    CheckpointError
+        It can't be made or written.
+    """
+    try:
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"can't be unpacked into {tempfile.gettempdir()}: {reason}",
+            path=path,
+            hint="the variable TMPDIR names another folder for temporary files",
+        ) from error
 
 
 def _check_plain(path: Path, mode: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ckptshrink.errors import UnsafeCheckpointError
+from ckptshrink.errors import CorruptCheckpointError, UnsafeCheckpointError
 from ckptshrink.io.hdf5_dataset import numpy_dtype, shown
 from ckptshrink.io.hdf5_index import Attribute
 from ckptshrink.io.hdf5_library import h5a, h5o, h5py, h5s, h5t
@@ -37,15 +37,20 @@ def read_attributes(item: Any, texts: Texts) -> tuple[tuple[Attribute, ...], tup
     UnsafeCheckpointError
         There are more than `MAX_ATTRIBUTES`, or texts are out of proportion.
     CorruptCheckpointError
-        A text lies outside the file.
+        A text lies outside the file, or two attributes have the same name.
     """
     count = h5a.get_num_attrs(item)
     if count > MAX_ATTRIBUTES:
         raise UnsafeCheckpointError(f"an object has more than {MAX_ATTRIBUTES:,} attributes")
+    # By name: the library looks for the n-th of dense attributes by sorting all, for each anew.
+    names: list[bytes] = []
+    h5a.iterate(item, names.append)
+    if len(set(names)) != len(names):
+        raise CorruptCheckpointError("an object has two attributes of one name")
     kept: list[Attribute] = []
     left_out: list[str] = []
-    for index in range(count):
-        opened = h5a.open(item, index=index)
+    for name in names:
+        opened = h5a.open(item, name)
         attribute = _attribute(opened, item, texts)
         if attribute is None:
             left_out.append(shown(opened.name))

@@ -28,6 +28,7 @@ from ckptshrink.errors import (
     CheckpointError,
     CkptshrinkError,
     CorruptCheckpointError,
+    OutputError,
     UnsafeCheckpointError,
     printable,
 )
@@ -68,10 +69,13 @@ class Session:
         For messages.
     descriptor : int
         The file that is handed over.
+    writes : bool
+        Whether the file is our output, so that the end of the process says nothing of a source.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, *, writes: bool = False) -> None:
         self._path = path
+        self._writes = writes
         ours, theirs = socket.socketpair()
         end, told = os.pipe()
         ours.settimeout(_PATIENCE)
@@ -139,7 +143,11 @@ class Session:
         ready, _, _ = select.select([self._end], [], [], 2.0)
         return (os.read(self._end, 1) or b"\0")[0] if ready else 0
 
-    def _end_error(self, number: int) -> CheckpointError:
+    def _end_error(self, number: int) -> CheckpointError | OutputError:
+        if self._writes:
+            how = f"by signal {number}" if number else "without a word"
+            text = f"can't be written: the process of the HDF5 library was ended, {how}"
+            return OutputError(text, path=self._path)
         if number in (signal.SIGPROF, signal.SIGXCPU):
             text = "takes the HDF5 library longer than a file of its size may"
             return UnsafeCheckpointError(text, path=self._path, hint=_HINT)
@@ -254,8 +262,8 @@ def overwrite(
     ------
     OSError, RuntimeError
         The file can't be written.
-    CheckpointError
-        The library ended over it.
+    OutputError
+        The process ended over it.
     """
     import resource
 
@@ -264,7 +272,7 @@ def overwrite(
     with contextlib.ExitStack() as opened:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         opened.callback(os.close, descriptor)
-        session = Session(path, descriptor)
+        session = Session(path, descriptor, writes=True)
         opened.callback(session.close)
         answer = session.ask(
             {"writes": True, "datasets": [dict(each) for each in datasets], "most_bytes": most}

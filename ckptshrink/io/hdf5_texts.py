@@ -52,6 +52,8 @@ class Texts:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self._base = self._find_base()
+        self._header: int | None = None
+        self._by_name: dict[bytes, list[bytes]] = {}
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
         self._n_heap_objects = 0
         self._nbytes = 0
@@ -76,11 +78,21 @@ class Texts:
         """
         if self._base is None:
             return None
-        for message in self._attributes(self._base + header):
-            found = _references(message, name)
-            if found is not None and len(found) >= count * _REFERENCE.size:
+        for found in self._of_header(header).get(name, ()):
+            if len(found) >= count * _REFERENCE.size:
                 return [self._text(*_REFERENCE.unpack_from(found, 16 * i)) for i in range(count)]
         return None  # kept in a heap of its own, as of many or large attributes
+
+    def _of_header(self, header: int) -> dict[bytes, list[bytes]]:
+        """Return the data of the attributes of texts of one object, by name; kept for the next."""
+        if self._header != header:
+            by_name: dict[bytes, list[bytes]] = {}
+            for message in self._attributes((self._base or 0) + header):
+                name, data = _references(message)
+                if data is not None:
+                    by_name.setdefault(name, []).append(data)
+            self._header, self._by_name = header, by_name
+        return self._by_name
 
     def _find_base(self) -> int | None:
         """Return what addresses are relative to, or None if they are not of 8 bytes."""
@@ -197,16 +209,16 @@ class Texts:
         return found
 
 
-def _references(message: bytes, name: bytes) -> bytes | None:
-    """Return the data of an attribute message, if it has this name and is of texts.
+def _references(message: bytes) -> tuple[bytes, bytes | None]:
+    """Return name and data of an attribute message; None for the data if it is not of texts.
 
     The data of texts of variable length is a `_REFERENCE` each.
     """
     if len(message) < 8:
-        return None
+        return b"", None
     version, flags, n_name, n_type, n_space = struct.unpack_from("<2B3H", message)
     if version not in {1, 2, 3} or (version > 1 and flags):  # flags: its type lies elsewhere
-        return None
+        return b"", None
     at = 9 if version == 3 else 8
     runs = []
     for nbytes in (n_name, n_type, n_space):
@@ -215,6 +227,4 @@ def _references(message: bytes, name: bytes) -> bytes | None:
     stored_name, kind, _ = runs
     # class 9 of a datatype is "variable length", and its bits say: 1 for text
     is_text = len(kind) >= 8 and kind[0] & 0xF == 9 and kind[1] & 0xF == 1
-    if stored_name.split(b"\0", 1)[0] != name or not is_text:
-        return None
-    return message[at:]
+    return stored_name.split(b"\0", 1)[0], message[at:] if is_text else None

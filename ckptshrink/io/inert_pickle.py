@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Final
 
 from ckptshrink.io.pickle_machine import MAX_OPS, Machine, python2_text
-from ckptshrink.io.pickle_records import Items, Pairs, Persistent, Value
+from ckptshrink.io.pickle_records import Items, Pairs, Persistent, Value, without_collection
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -61,6 +61,11 @@ def decode(data: bytes, start: int = 0, *, path: str | PathLike[str] | None = No
 
 def run(machine: Machine) -> Value:
     """Run a machine up to STOP, and return the value on top; raises as `decode` does."""
+    with without_collection():
+        return _run(machine)
+
+
+def _run(machine: Machine) -> Value:
     data = machine.data
     size = len(data)
     for n_ops in range(MAX_OPS):

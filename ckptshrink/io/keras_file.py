@@ -8,7 +8,6 @@ else can open.
 
 import base64
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -28,7 +27,7 @@ from ckptshrink.errors import (
 )
 from ckptshrink.io import hdf5_file, hdf5_process
 from ckptshrink.io.checkpoint import Reader
-from ckptshrink.io.files import SourceFile
+from ckptshrink.io.files import SourceFile, unpacking
 from ckptshrink.io.hdf5_file import Hdf5Reader, open_hdf5_in
 from ckptshrink.io.keras_config import cells_in, check_archive
 from ckptshrink.io.safetensors_header import lenient_json
@@ -203,9 +202,8 @@ def _weights_file(index: ZipIndex, entry: ZipEntry) -> SourceFile:
         for _ in index.chunks(entry):  # compares the checksum at the end
             pass
         return index.file.window(entry.start, entry.nbytes)
-    # How far they unpack is bounded by ZipIndex. The file has no name, so that nobody else can
-    # open it, and a run that is killed leaves nothing behind.
-    with tempfile.TemporaryFile() as unpacked:
+    # How far they unpack is bounded by ZipIndex.
+    with unpacking(index.file.path) as unpacked:
         for chunk in index.chunks(entry):
             unpacked.write(chunk)
         unpacked.flush()

@@ -85,6 +85,7 @@ class PartFolder:
             It can't be made. What there is of it is the caller's to `discard`, as it is after
             every other exception: a signal can come in between any two calls.
         """
+        _living.add(self)
         try:
             self.path.mkdir()
         except FileExistsError:  # one name in 2**48, and somebody else's
@@ -216,6 +217,7 @@ class PartFolder:
 
     def release(self) -> None:
         """Free the lock and leave the folder as it is."""
+        _living.discard(self)
         if self._lock >= 0:
             lock, self._lock = self._lock, -1
             with suppress(OSError):
@@ -231,6 +233,19 @@ class PartFolder:
         if not self._cut_short():
             return ()
         return tuple(sorted(old.name for old in self._old.iterdir()))
+
+
+_living: Final[set[PartFolder]] = set()
+
+
+def discard_living() -> None:
+    """Discard what this process made and a signal kept it from discarding.
+
+    Python raises a signal's exception between any two calls, so also just before an ``__exit__``
+    has reached its ``try``.
+    """
+    for part in tuple(_living):
+        part.discard()
 
 
 def part_folders(folder: Path, target: str | None = None) -> Iterator[Path]:

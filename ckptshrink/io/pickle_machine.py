@@ -212,8 +212,10 @@ class Machine:
 
     def tuple_of(self, n: int) -> None:
         """Push a tuple of the n values on top."""
-        items = [self.pop() for _ in range(n)]
-        self.stack.append(Items("tuple", items[::-1]))
+        start = len(self.stack) - n
+        if start < (self.marks[-1] if self.marks else 0):
+            raise self.corrupt("a pickle opcode with nothing on the stack")
+        self.stack[start:] = [Items("tuple", self.stack[start:])]
 
     def named(self) -> Token:
         """Return the name that two lines spell."""

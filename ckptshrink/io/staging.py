@@ -65,8 +65,6 @@ class Staging:
         needed: int = 0,
         beside: Iterable[Path] = (),
     ) -> None:
-        # before the check: what a killed run set aside is put back, and then it exists
-        sweep(_absolute(target))
         self.target = check_target(
             target, overwrite=overwrite, single=single, inputs=inputs, needed=needed
         )
@@ -107,6 +105,8 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         """Take back what was committed in part, and remove whatever was not committed."""
+        if isinstance(error, OutputError):
+            self._show(error)
         try:
             for file in self._files.values():
                 file.abandon()
@@ -187,9 +187,9 @@ class Staging:
             parent = open_folder(self.target.parent)
         try:
             for path in self.beside:
-                with os_errors(path):
+                with _appeared(path), os_errors(path):
                     part.place(path.name, overwrite=self._overwrite)
-            with os_errors(self.target):
+            with _appeared(self.target), os_errors(self.target):
                 part.appear(overwrite=self._overwrite)
             try:
                 sync_folder(parent)
@@ -219,6 +219,18 @@ class Staging:
         with os_errors(shown):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path, shown
+
+    def _show(self, error: OutputError) -> None:
+        """Let an error name the target, where it names what was staged for it and is gone."""
+        if self._part is None or error.path is None:
+            return
+        path, new = Path(error.path), self._part.new
+        if new not in path.parents:
+            return
+        relpath = path.relative_to(new if self.single else new / self.target.name).as_posix()
+        known = {self.target.name, *(beside.name for beside in self.beside)}
+        shown = self._shown(relpath) if not self.single or relpath in known else self.target
+        error.path = os.fspath(shown)
 
     def _shown(self, relpath: str) -> Path:
         return (self.target.parent if self.single else self.target) / relpath
@@ -256,15 +268,32 @@ def locked_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
             os.close(lock)
 
 
+@contextmanager
+def _appeared(path: Path) -> Iterator[None]:
+    """Say of a name that was free when the run began that it is taken now."""
+    try:
+        yield
+    except OutputError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        text = "has appeared since this run began; it is left as it is"
+        raise OutputError(text, path=path, hint="give another -o, or --overwrite") from error
+
+
 def check_target(
     target: Path,
     *,
     overwrite: bool,
-    single: bool = False,
+    single: bool | None = False,
     inputs: Iterable[Path] = (),
     needed: int = 0,
+    dry_run: bool = False,
 ) -> Path:
     """Return the absolute target, or say why it can't be written; cheap, so it comes before work.
+
+    What killed runs to it left is swept first, so that a run that is refused sweeps too, and what
+    was set aside is put back, and exists; not for a ``dry_run``, which changes nothing. With
+    ``single=None`` it isn't known yet whether a file or a folder is to come: either may be there.
 
     Raises
     ------
@@ -274,11 +303,13 @@ def check_target(
     with os_errors(target):
         with suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()  # the system refuses some names outright, such as one too long
+        if not dry_run:
+            sweep(_absolute(target))
         return _checked(target, overwrite, single, inputs, needed)
 
 
 def _checked(
-    target: Path, overwrite: bool, single: bool, inputs: Iterable[Path], needed: int
+    target: Path, overwrite: bool, single: bool | None, inputs: Iterable[Path], needed: int
 ) -> Path:
     if target.is_symlink():
         raise OutputError("is a symbolic link, and is not written through", path=target)
@@ -304,16 +335,16 @@ def _checked(
         raise OutputError("exists already", path=target, hint="give another -o, or --overwrite")
     if not absolute.exists() and not overwrite and set_aside(absolute):
         raise OutputError(
-            "exists already: a run that was to overwrite it was killed, and set it aside",
+            "exists already: a run that is to overwrite it has set it aside",
             path=target,
-            hint=f"ckptshrink clean {absolute.parent} puts it back",
+            hint=f"ckptshrink clean {absolute.parent} puts it back once that run is gone",
         )
-    if absolute.exists() and absolute.is_dir() == single:
+    if single is not None and absolute.exists() and absolute.is_dir() == single:
         kind = "a folder" if single else "a file"
         raise OutputError(f"is {kind}, and is not replaced by the other kind", path=target)
     if absolute.is_dir() and any(absolute.iterdir()) and not (absolute / MANIFEST).is_file():
         raise OutputError(
-            "is a folder that no earlier run made, and is not overwritten",
+            f"is a folder without {MANIFEST}, so no artefact, and is not overwritten",
             path=target,
             hint="give another -o",
         )

@@ -6,7 +6,6 @@ here: what is packed goes to a temporary file without a name, and is read by off
 """
 
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,12 +15,11 @@ from typing import Final
 
 from ckptshrink.digest import CHUNK
 from ckptshrink.errors import (
-    CheckpointError,
     CorruptCheckpointError,
     UnsafeCheckpointError,
     printable,
 )
-from ckptshrink.io.files import SourceFile
+from ckptshrink.io.files import SourceFile, unpacking
 
 GZIP: Final = b"\x1f\x8b"
 BLOCK: Final = 512
@@ -267,27 +265,18 @@ def _unpacked(file: SourceFile) -> SourceFile:
     """Return what a gzip file holds, in a temporary file without a name."""
     limit = max(_INFLATE_FLOOR, _INFLATE_RATIO * file.size)
     nbytes = 0
-    try:
-        with tempfile.TemporaryFile(buffering=0) as spool:
-            for data in _inflated(file):
-                nbytes += len(data)
-                if nbytes > limit:
-                    raise UnsafeCheckpointError(
-                        f"unpacks from {file.size:,} to more than {limit:,} bytes",
-                        path=file.path,
-                        hint="gunzip it where you trust it, and give what comes out",
-                    )
-                view = memoryview(data)
-                while view:
-                    view = view[spool.write(view) :]
-            return SourceFile.opened(os.dup(spool.fileno()), file.path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(
-            f"can't be unpacked into {tempfile.gettempdir()}: {reason}",
-            path=file.path,
-            hint="the variable TMPDIR names another folder for temporary files",
-        ) from error
+    with unpacking(file.path) as spool:
+        for data in _inflated(file):
+            nbytes += len(data)
+            if nbytes > limit:
+                raise UnsafeCheckpointError(
+                    f"unpacks from {file.size:,} to more than {limit:,} bytes",
+                    path=file.path,
+                    hint="gunzip it where you trust it, and give what comes out",
+                )
+            spool.write(data)
+        spool.flush()
+        return SourceFile.opened(os.dup(spool.fileno()), file.path)
 
 
 def _inflated(file: SourceFile) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from ckptshrink.io.pickle_records import (
     attribute,
     attributes,
     class_name,
+    without_collection,
 )
 from ckptshrink.io.torch_records import (
     Cell,
@@ -143,6 +144,12 @@ class Walker:
         CorruptCheckpointError
             A module contains itself, or a tensor is impossible.
         """
+        with without_collection():
+            return self._walk(value, role, path, cell)
+
+    def _walk(
+        self, value: Value, role: str, path: tuple[str, ...], cell: Cell | None
+    ) -> list[Found]:
         found: list[Found] = []
         open_ids: set[int] = set()
         stack = [_task_at(path, value, role, cell)]

@@ -8,7 +8,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,7 +29,7 @@ DEFLATED: Final = 8
 UTF8_NAME: Final = 0x800
 
 _MAX_DIRECTORY: Final = 64 << 20
-_MAX_ENTRIES: Final = 200_000
+_MAX_ENTRIES: Final = 100_000
 _INFLATE_FLOOR: Final = 64 << 20
 _INFLATE_RATIO: Final = 16
 _ENCRYPTED: Final = 0x1 | 0x20 | 0x40 | 0x2000  # with patches and masked headers, never seen
@@ -76,8 +76,8 @@ class ZipEntry:
     start: int = 0
 
 
-class ZipIndex:
-    """The entries of a zip file in the order of its central directory.
+class ZipEnd:
+    """Where a zip file's directory lies, looked at before anything goes through the directory.
 
     Parameters
     ----------
@@ -87,57 +87,21 @@ class ZipIndex:
 
     Attributes
     ----------
-    entries : dict of str to ZipEntry
+    start, nbytes, count : int
+        Offset, bytes and number of entries of the directory.
 
     Raises
     ------
     CorruptCheckpointError
-        The file is cut short, or its headers disagree.
+        The file is cut short, or its end records disagree.
     UnsafeCheckpointError
-        Entries overlap, share a name, have a name that leads elsewhere, are encrypted, or inflate
-        out of proportion.
+        There are too many entries.
     """
 
     def __init__(self, file: SourceFile, hint: str = _REPACK_HINT) -> None:
         self.file = file
         self._hint = hint
-        start, nbytes, count = self._find_directory()
-        self.entries: dict[str, ZipEntry] = {}
-        for entry in self._directory(start, nbytes, count):
-            if entry.name in self.entries:
-                raise self.unsafe(f"has two entries called {entry.name!r:.200}")
-            self.entries[entry.name] = entry
-        self._check_overlap(start)
-        inflated = sum(e.nbytes for e in self.entries.values() if e.method == DEFLATED)
-        if inflated > max(_INFLATE_FLOOR, _INFLATE_RATIO * file.size):
-            raise self.unsafe(f"inflates from {file.size:,} to {inflated:,} bytes")
-
-    def chunks(self, entry: ZipEntry) -> Iterator[memoryview]:
-        """Yield an entry's unpacked bytes; after the last, compare their checksum.
-
-        Raises
-        ------
-        CorruptCheckpointError
-            The bytes don't inflate, or have another checksum.
-        """
-        crc = 0
-        packed = self.file.chunks(entry.start, entry.packed)
-        for chunk in packed if entry.method == STORED else self._inflate(entry, packed):
-            crc = zlib.crc32(chunk, crc)
-            yield chunk
-        self._compare(entry, crc)
-
-    def read(self, entry: ZipEntry) -> NDArray[np.uint8]:
-        """Return an entry's unpacked bytes in a new array; raises as `chunks` does."""
-        if entry.method == STORED:  # straight into the array, not through a buffer
-            data = self.file.read(entry.start, entry.nbytes)
-            self._compare(entry, zlib.crc32(data.data))
-            return data
-        data, at = np.empty(entry.nbytes, np.uint8), 0
-        for chunk in self.chunks(entry):
-            data.data[at : at + len(chunk)] = chunk
-            at += len(chunk)
-        return data
+        self.start, self.nbytes, self.count = self._find_directory()
 
     def corrupt(self, message: str, hint: str | None = None) -> CorruptCheckpointError:
         """Return an error about the file."""
@@ -146,13 +110,6 @@ class ZipIndex:
     def unsafe(self, message: str) -> UnsafeCheckpointError:
         """Return an error about what the file asks for."""
         return UnsafeCheckpointError(message, path=self.file.path, hint=self._hint)
-
-    def _compare(self, entry: ZipEntry, crc: int) -> None:
-        if crc != entry.crc:
-            raise self.corrupt(
-                f"entry {entry.name!r:.200} has another checksum than its content",
-                "fetch the file again",
-            )
 
     def _bytes(self, offset: int, nbytes: int) -> bytes:
         return self.file.read(offset, nbytes).tobytes()
@@ -203,6 +160,96 @@ class ZipIndex:
     def _locator(self, at: int) -> int | None:
         signature, _, offset, _ = _LOCATOR.unpack(self._bytes(at, _LOCATOR.size))
         return int(offset) if signature == b"PK\x06\x07" else None
+
+
+def check_number_of_entries(file: SourceFile) -> None:
+    """Refuse a file of more entries than `ZipIndex` reads, before zipfile goes through them.
+
+    It believes the size of the directory and not the number, and takes 4 us for each entry.
+
+    Raises
+    ------
+    UnsafeCheckpointError
+    """
+    try:
+        end = ZipEnd(file)
+        start, nbytes = end.start, end.nbytes
+    except CorruptCheckpointError:  # zipfile may make something of it
+        nbytes = min(file.size, _MAX_DIRECTORY)
+        start = file.size - nbytes
+    chunks = file.chunks(start, nbytes)
+    count = sum(bytes(chunk).count(b"PK\x01\x02") for chunk in chunks)
+    if count > _MAX_ENTRIES:
+        raise UnsafeCheckpointError(f"has {count:,} zip entries", path=file.path, hint=_REPACK_HINT)
+
+
+class ZipIndex(ZipEnd):
+    """The entries of a zip file in the order of its central directory.
+
+    Parameters
+    ----------
+    file : SourceFile
+    hint : str
+        What the user can do about a file that asks for too much.
+
+    Attributes
+    ----------
+    entries : dict of str to ZipEntry
+
+    Raises
+    ------
+    CorruptCheckpointError
+        The file is cut short, or its headers disagree.
+    UnsafeCheckpointError
+        Entries overlap, share a name, have a name that leads elsewhere, are encrypted, or inflate
+        out of proportion.
+    """
+
+    def __init__(self, file: SourceFile, hint: str = _REPACK_HINT) -> None:
+        super().__init__(file, hint)
+        self.entries: dict[str, ZipEntry] = {}
+        for entry in self._directory(self.start, self.nbytes, self.count):
+            if entry.name in self.entries:
+                raise self.unsafe(f"has two entries called {entry.name!r:.200}")
+            self.entries[entry.name] = entry
+        self._check_overlap(self.start)
+        inflated = sum(e.nbytes for e in self.entries.values() if e.method == DEFLATED)
+        if inflated > max(_INFLATE_FLOOR, _INFLATE_RATIO * file.size):
+            raise self.unsafe(f"inflates from {file.size:,} to {inflated:,} bytes")
+
+    def chunks(self, entry: ZipEntry) -> Iterator[memoryview]:
+        """Yield an entry's unpacked bytes; after the last, compare their checksum.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            The bytes don't inflate, or have another checksum.
+        """
+        crc = 0
+        packed = self.file.chunks(entry.start, entry.packed)
+        for chunk in packed if entry.method == STORED else self._inflate(entry, packed):
+            crc = zlib.crc32(chunk, crc)
+            yield chunk
+        self._compare(entry, crc)
+
+    def read(self, entry: ZipEntry) -> NDArray[np.uint8]:
+        """Return an entry's unpacked bytes in a new array; raises as `chunks` does."""
+        if entry.method == STORED:  # straight into the array, not through a buffer
+            data = self.file.read(entry.start, entry.nbytes)
+            self._compare(entry, zlib.crc32(data.data))
+            return data
+        data, at = np.empty(entry.nbytes, np.uint8), 0
+        for chunk in self.chunks(entry):
+            data.data[at : at + len(chunk)] = chunk
+            at += len(chunk)
+        return data
+
+    def _compare(self, entry: ZipEntry, crc: int) -> None:
+        if crc != entry.crc:
+            raise self.corrupt(
+                f"entry {entry.name!r:.200} has another checksum than its content",
+                "fetch the file again",
+            )
 
     def _directory(self, start: int, nbytes: int, count: int) -> Iterator[ZipEntry]:
         data = self._bytes(start, nbytes)
@@ -279,7 +326,11 @@ class ZipIndex:
         start = entry.header + _LOCAL.size + n_name + n_extra
         if start + entry.packed > directory:
             raise self.corrupt(f"entry {entry.name!r:.200} lies outside the file")
-        return replace(entry, start=start)
+        # by hand, since replace() takes a third of the time of a directory of very many entries
+        return ZipEntry(
+            entry.name, entry.raw_name, entry.flags, entry.method, entry.crc, entry.packed,
+            entry.nbytes, entry.header, start,
+        )  # fmt: skip
 
     def _check_overlap(self, directory: int) -> None:
         """Refuse bytes that two entries share, and bytes before the first: another file's."""

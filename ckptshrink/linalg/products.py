@@ -116,7 +116,9 @@ def weigh(W: Tensor) -> Weight:
         return weight
     # Squares of 1e20 overflow float32 and those of 1e-20 vanish. A power of four, so that the
     # root of it, by which each factor is scaled back, loses nothing either.
-    scale = 4.0 ** -round(math.log2(largest) / 2)
+    # Of denormal numbers it would itself be beyond float32: 2**126 brings their squares far enough.
+    most = 511 if weight.dtype == torch.float64 else 63
+    scale = 4.0 ** min(most, -round(math.log2(largest) / 2))
     scaled = Weight(weight.W, scale, _total(Weight(weight.W, scale, 0.0)))
     if not 0.0 < scaled.sq_norm < math.inf:
         raise NonFiniteError(f"the square of its largest value, {largest:g}, is beyond float64")

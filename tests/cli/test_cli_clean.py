@@ -33,10 +33,10 @@ def test_an_orphan_goes_and_what_is_beside_it_stays(tmp_path: Path, shrink: Shri
     (tmp_path / "model.pt").write_bytes(b"mine")
     path = orphan(tmp_path)
     done = shrink("clean", tmp_path, "--dry-run")
-    assert (done.status, done.err) == (0, "would remove 1 part folders, 100 bytes\n")
+    assert (done.status, done.err) == (0, "would remove 1 part folder, 100 bytes\n")
     assert path.exists()
     done = shrink("clean", tmp_path)
-    assert (done.status, done.err) == (0, "removed 1 part folders, 100 bytes\n")
+    assert (done.status, done.err) == (0, "removed 1 part folder, 100 bytes\n")
     assert done.rows == [
         {"path": str(path), "fate": "removed", "nbytes": "100", "restored": "", "reason": ""}
     ]
@@ -63,6 +63,54 @@ def test_an_overwrite_cut_short_is_put_right(
     assert done.status == 0
     assert f"put back {tmp_path / 'out'}" in done.err.splitlines()
     assert tree(tmp_path) == {"out/manifest.json": b"old", "out/model": b"old" * 9}
+
+
+@pytest.mark.parametrize("command", ["plan", "compress", "restore"])
+def test_a_run_that_is_refused_sweeps_too(
+    command: str, tmp_path: Path, lstm: Path, artefact: Path, shrink: Shrink
+) -> None:
+    """What is killed after its rename leaves a target that is whole, and an orphan beside it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "out").mkdir()
+    (place / "out" / "model").write_bytes(b"whole")
+    left = orphan(place)
+    size = [] if command == "restore" else ["--target", "all", "--rank", 2]
+    source = artefact if command == "restore" else lstm
+    done = shrink(command, source, *size, "-o", place / "out")
+    assert (done.status, len(done.err.splitlines()) <= 2) == (4, True), done.err
+    assert not left.exists()
+    assert tree(place) == {"out/model": b"whole"}
+
+
+@pytest.mark.parametrize("command", ["compress", "restore"])
+def test_a_dry_run_sweeps_nothing(
+    command: str, tmp_path: Path, lstm: Path, artefact: Path, shrink: Shrink
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    left = orphan(place)
+    size = [] if command == "restore" else ["--target", "all", "--rank", 2]
+    source = artefact if command == "restore" else lstm
+    assert shrink(command, source, *size, "-o", place / "out", "--dry-run").status == 0
+    assert left.exists()
+
+
+def test_an_overwrite_cut_short_is_done_again(
+    tmp_path: Path, lstm: Path, shrink: Shrink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    half_done(place, monkeypatch, write_folder)
+    args = ("compress", lstm, "--target", "all", "--rank", 2, "-o", place / "out")
+    done = shrink(*args)
+    assert done.status == 4
+    assert "out: exists already" in done.err
+    assert tree(place) == {"out/manifest.json": b"old", "out/model": b"old" * 9}
+    half_done(place, monkeypatch, write_folder)
+    assert shrink(*args, "--overwrite").status == 0
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert shrink("verify", place / "out").status == 0
 
 
 def test_two_that_claim_one_name_are_left_to_the_user(

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,24 @@ from faults import Killed, faults, numbered, tree, visible
 Job = tuple[list[str], str]
 
 
-@pytest.fixture(params=["plan", "restore", "compress", "dense"])
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+
+
+@pytest.fixture(params=["plan", "restore", "compress", "dense", "packed", "archive"])
 def job(request: pytest.FixtureRequest, lstm: Path, artefact: Path) -> Job:
     """Return a command that writes, without ``-o`` and what comes after."""
     size = ["--target", "all", "--rank", "3"]
+
+    def dense(source: str) -> list[str]:
+        return ["compress", str(FIXTURES / source), *size, "--format", "dense"]
+
     args = {
         "plan": ["plan", str(lstm), *size],
         "restore": ["restore", str(artefact)],
         "compress": ["compress", str(lstm), *size],
         "dense": ["compress", str(lstm), *size, "--format", "dense"],
+        "packed": dense("elmo/packed/elmo_packed.hdf5"),  # the HDF5 process writes it
+        "archive": dense("allennlp/tagger.tar.gz"),  # its weights go by way of a nameless file
     }
     return args[request.param], f"made.{request.param}"
 
@@ -33,6 +43,8 @@ def test_failed_or_killed_at_every_call(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them take seconds
     args, target = job
+    if code is not None and target == "made.packed":
+        pytest.skip("a process for each run takes long: benchmarks/crash.py does it")
     inputs = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     place = tmp_path / "place"
     place.mkdir()
@@ -130,3 +142,39 @@ def test_a_file_that_may_not_grow_is_one_line(lstm: Path, tmp_path: Path, progra
         f"ckptshrink: {place / 'p'}: can't be written: File too large; nothing was left behind\n"
     )
     assert list(place.iterdir()) == []
+
+
+def test_what_is_staged_in_several_steps_is_told_by_the_name_of_the_target(
+    tmp_path: Path, program: Shrink
+) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    size = ["--target", "all", "--rank", 2, "--format", "dense", "-q"]
+    done = program(
+        "compress", FIXTURES / "keras/lm.keras", *size, "-o", tmp_path / "d", preexec_fn=limited
+    )
+    assert done.status == 4
+    assert done.err == f"ckptshrink: {tmp_path / 'd'}: can't be written: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_temporary_files_is_one_line(tmp_path: Path, program: Shrink) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    packed, folder = tmp_path / "packed.keras", tmp_path / "temporary"
+    folder.mkdir()
+    with (
+        zipfile.ZipFile(FIXTURES / "keras/lm.keras") as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made,
+    ):
+        for name in source.namelist():
+            made.writestr(name, source.read(name))
+    for path in (packed, FIXTURES / "allennlp/tagger.tar.gz"):
+        done = program("inspect", path, preexec_fn=limited, env={"TMPDIR": str(folder)})
+        assert done.status == 3
+        first, hint = done.err.splitlines()
+        assert first == f"ckptshrink: {path}: can't be unpacked into {folder}: File too large"
+        assert hint.startswith("hint: the variable TMPDIR")
+        assert list(folder.iterdir()) == []

@@ -449,3 +449,29 @@ def test_no_descriptor_is_left_open_by_a_refusal(tmp_path: Path) -> None:
     for _ in range(5):
         check_refused(path, CorruptCheckpointError, "the file has 8")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_many_attributes_take_time_in_proportion(tmp_path: Path, libver: str) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        w = file.create_dataset("w", data=X)
+        for i in range(1500):
+            w.attrs[f"a{i}"] = "text"
+    start = time.process_time()
+    with closing(SourceFile(path)) as file, open_view(file) as h5:
+        (dataset,) = hdf5_walk.walk(h5, file).datasets
+    assert time.process_time() - start < 0.5  # quadratic, it took several times that
+    if libver == "earliest":  # dense ones are kept in a heap that is not read
+        assert {attribute.value for attribute in dataset.attributes} == {"text"}
+        assert len(dataset.attributes) == 1500
+
+
+def test_two_attributes_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["w"] = X
+        file["w"].attrs["one"] = 1
+        file["w"].attrs["two"] = 2
+    patched(path, b"two\0", b"one\0")
+    check_refused(path, CorruptCheckpointError, "two attributes of one name")

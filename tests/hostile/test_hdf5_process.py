@@ -16,7 +16,12 @@ import h5py
 import numpy as np
 import pytest
 
-from ckptshrink.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
+from ckptshrink.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    OutputError,
+    UnsafeCheckpointError,
+)
 from ckptshrink.io import hdf5_process
 from ckptshrink.io.hdf5_file import open_hdf5
 from ckptshrink.io.hdf5_index import index_of
@@ -87,6 +92,30 @@ def test_a_process_that_is_gone_is_started_again(file: Path) -> None:
     server.process.wait()
     with closing(open_hdf5(file)) as reader:
         assert reader.read("packed").tobytes() == X.tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is found in /proc")
+@pytest.mark.parametrize("whom", ["fork", "server and fork"])
+def test_a_writer_that_is_killed_is_an_error_of_the_output(
+    file: Path, fresh: None, whom: str
+) -> None:
+    datasets = [{"name": "packed", "shape": [200, 20], "dtype": "<f4", "nbytes": X.nbytes}]
+
+    def payload(name: str) -> memoryview:
+        server = hdf5_process._server
+        assert server is not None
+        (fork,) = (
+            Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+            .read_text()
+            .split()
+        )
+        for pid in [int(fork), *([server.process.pid] if "server" in whom else [])]:
+            os.kill(pid, signal.SIGKILL)
+        return memoryview(X).cast("B")
+
+    with pytest.raises(OutputError, match="can't be written: the process of the HDF5 library"):
+        hdf5_process.overwrite(file, datasets, payload)
+    assert read_it(file) == X.tobytes()
 
 
 def read_it(path: Path) -> bytes:

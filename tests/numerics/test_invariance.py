@@ -89,6 +89,14 @@ def test_the_number_of_bad_values_is_named() -> None:
             METHODS.get(name).sq_errors(W, Options())
 
 
+@pytest.mark.parametrize("least", [1e-45, 1e-42, 1e-39])
+def test_denormal_matrices_are_factorized(least: float) -> None:
+    W = torch.full((8, 3), least)
+    factors = svd(W, 1, Options())
+    error = factors.U.double() @ factors.V.double() - W.double()
+    assert float(error.abs().max()) <= 1e-5 * float(W[0, 0])
+
+
 def test_squares_beyond_float64_are_refused() -> None:
     W = normal(20, 10, dtype=torch.float64)
     for scale in (1e200, 1e-200):

@@ -136,16 +136,35 @@ def test_a_run_that_ends_between_two_renames_puts_the_old_one_back(
     assert tree(tmp_path) == old
 
 
+def test_a_signal_before_the_discarding_begins_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Staging, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, "__exit__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, b"new")
+    left = tree(tmp_path)
+    assert any(".part-" in name for name in left)
+    part_folder.discard_living()
+    assert tree(tmp_path) == {name: data for name, data in left.items() if ".part-" not in name}
+
+
 def test_a_target_that_was_set_aside_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half_done(tmp_path, monkeypatch, write_folder)
-    with pytest.raises(OutputError, match="set it aside") as error:
+    write_folder(tmp_path, b"old")
+    old = tree(tmp_path)
+    part = half_done(tmp_path, monkeypatch, write_folder)
+    living = PartFolder.claim(part)
+    with pytest.raises(OutputError, match="has set it aside") as error:
         check_target(tmp_path / "out", overwrite=False)
-    assert error.value.hint == f"ckptshrink clean {tmp_path} puts it back"
-    with pytest.raises(OutputError, match="exists already"):
-        Staging(tmp_path / "out")  # which has put it back
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == b"old"
+    assert error.value.hint == f"ckptshrink clean {tmp_path} puts it back once that run is gone"
+    living.release()
+    with pytest.raises(OutputError, match=r"exists already$"):
+        check_target(tmp_path / "out", overwrite=False)
+    assert tree(tmp_path) == old
 
 
 def test_what_appeared_in_the_place_of_the_old_one_is_not_replaced(
@@ -298,7 +317,7 @@ def test_the_name_is_free_until_the_last_moment(
             if not exchange:
                 patch.setattr(renames, "_rename", lambda one, other, flag: False)
             with (
-                pytest.raises(OutputError, match="File exists"),
+                pytest.raises(OutputError, match="f: has appeared since this run began"),
                 Staging(tmp_path / "f", single=True) as staging,
             ):
                 staging.create("f").write(b"ours")

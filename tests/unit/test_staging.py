@@ -100,7 +100,7 @@ def test_refused_targets(tmp_path: Path, overwrite: bool) -> None:
         tmp_path: "holds it",
         tmp_path / "link": "symbolic link",
         tmp_path / "none" / "out": "does not exist",
-        tmp_path / "mine": "no earlier run made" if overwrite else "exists already",
+        tmp_path / "mine": "without manifest.json" if overwrite else "exists already",
     }
     for target, text in cases.items():
         with pytest.raises(OutputError, match=text):
