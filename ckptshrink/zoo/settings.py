@@ -158,7 +158,7 @@ def read_zoo(path: Path) -> Zoo:
         zoo = Zoo.model_validate(document)
     except ValidationError as error:
         issues = tuple(_issues(error))
-        hint = "see docs/cluster.md, or: ckptshrink batch --schema"
+        hint = "see docs/batch.md, or: ckptshrink batch --schema"
         raise PlanError(_summary(issues), path=path, issues=issues, hint=hint) from error
     issues = tuple(_contradictions(zoo))
     if issues:

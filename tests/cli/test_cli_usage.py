@@ -75,7 +75,18 @@ def test_wrong_usage_is_one_line_and_a_hint(case: str, shrink: Shrink) -> None:
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize(
     "name",
-    ["", "inspect", "plan", "compress", "verify", "restore", "gate", "bench", "completion"],
+    [
+        "",
+        "inspect",
+        "plan",
+        "compress",
+        "verify",
+        "restore",
+        "gate",
+        "batch",
+        "bench",
+        "completion",
+    ],
 )
 def test_help_of_every_command(name: str, flag: str, shrink: Shrink) -> None:
     done = shrink(*([name] if name else []), flag)
