@@ -354,6 +354,6 @@ def _lines(summary: "Summary", totals: "Totals") -> Iterator[str]:
         share = render.ratio(totals.nbytes_before, totals.nbytes_after)
         sizes = f"{render.size(totals.nbytes_before)} → {render.size(totals.nbytes_after)}"
         yield f"size        {sizes} ({share} of what it was)"
-    yield f"wrote       {summary.place}"
+    yield f"output      {summary.place}"
     if totals.failed:
         yield "next        the same again with --failed does those that failed once more"
