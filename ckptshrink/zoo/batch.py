@@ -43,6 +43,9 @@ _LONGEST: Final = 30.0
 _SHARE: Final = 0.8
 """Of the memory that is free at the start, what the jobs may take together."""
 
+_Looked = tuple[Job, Answer | None, int]
+"""A job, what became of it before if nothing is left to do, and the memory that it will take."""
+
 Kind = Literal["begun", "skipped", "started", "again", "done", "failed", "ended"]
 
 
@@ -257,12 +260,16 @@ class _Batch:
                 self._ahead.acquire()  # opening a file takes memory, and so does what is waiting
                 if self._stop.is_set():
                     return
-                self._heard.put(("looked", self._looked_at(job, hashes)))
+                try:
+                    looked = self._looked_at(job, hashes)
+                except (CkptshrinkError, OSError):  # such as a store that is down: one model's
+                    looked = job, None, BASE  # trouble, which its worker will meet and record
+                self._heard.put(("looked", looked))
             self._heard.put(("end", None))
         except BaseException as error:  # it must not be waited for when it is gone
             self._heard.put(("broken", error))
 
-    def _looked_at(self, job: Job, hashes: Hashes) -> tuple[Job, Answer | None, int]:
+    def _looked_at(self, job: Job, hashes: Hashes) -> _Looked:
         """Return a job with what became of it before, if nothing is left, and its memory."""
         settings = self._settings
         with remote.looking(job, settings.out, hashes) as look:

@@ -17,7 +17,7 @@ from zoo_helpers import Inline, Zoo, lstm, snapshot
 from ckptshrink.verification import verify
 from ckptshrink.zoo import work as work_module
 from ckptshrink.zoo.batch import _CRASHED, _LOST
-from ckptshrink.zoo.failures import WorkerLostError
+from ckptshrink.zoo.failures import TransientError, WorkerLostError
 from ckptshrink.zoo.footprint import Footprint
 from ckptshrink.zoo.records import RECORD, read_record
 from ckptshrink.zoo.work import Answer, Order
@@ -335,8 +335,17 @@ def test_a_job_whose_worker_crashed_is_alone_the_next_time(zoo: Zoo) -> None:
     assert alone == [0]
 
 
-def test_nothing_is_kept_of_what_is_done(zoo: Zoo) -> None:
-    """Two batches on one output at once: both are done, and every artefact is whole."""
+def test_a_model_that_can_not_even_be_looked_at_is_no_end_of_the_batch(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*args: object) -> None:
+        raise TransientError("the store does not answer")
+
+    monkeypatch.setattr("ckptshrink.zoo.batch.remote.looking", down)
+    assert zoo.run().totals.passed
+
+
+def test_two_batches_on_one_output_at_once_are_both_done(zoo: Zoo) -> None:
     results = []
     threads = [threading.Thread(target=lambda: results.append(zoo.run())) for _ in range(2)]
     for thread in threads:
