@@ -3,6 +3,7 @@
     python benchmarks/hostile.py --gadgets 100000 --mutants 1000000 --seed 1
     python benchmarks/hostile.py --write FOLDER     the hostile set of tests/hostile, as files
     python benchmarks/hostile.py --set --jobs 2     all of it through the commands
+    python benchmarks/hostile.py --gadgets 0 --mutants 0 --prefixes 20000
 
 Each is read by the library in a process with an audit hook. An event other than the opening of the
 very file counts, as does any error but ours, and a file that takes over a second of processor time.
@@ -39,6 +40,11 @@ from ckptshrink.io.torch_zip_writer import ZipWriter
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 KERAS_FILES = ("keras1_weights.h5", "cudnn_weights.h5", "lm.weights.h5", "lm_tf.h5")
+TO_CUT = (
+    "torch/lstm_state.zip.pt", "torch/awd_lstm_state.legacy.pt", "torch/tagger.script.pt",
+    "safetensors/lstm_bfloat16.safetensors", "elmo/elmo.hdf5", "keras/lm.keras",
+    "keras/keras1_weights.h5", "allennlp/tagger.tar.gz",
+)  # fmt: skip
 FORMS = (
     "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "memo confusion",
     "type confusion", "stacked", "truncated after payload", "BUILD", "dropped",
@@ -302,6 +308,20 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
             yield mutated(sound[("zip", "legacy", "deflated", "safetensors")[i % 4]], rng)
 
 
+def prefixes(count: int, seed: int) -> Iterator[bytes]:
+    """Yield files that are cut short, as many of each format: every length of the smallest ones."""
+    rng = random.Random(seed)
+    whole = [data for name, data in samples() if name not in ("pickle", "hdf5")]
+    whole += [(FIXTURES / name).read_bytes() for name in TO_CUT]
+    # what may be missing at the end of a tar archive are zeros, which torch's own reader allows
+    whole.append((FIXTURES / "torch" / "gru_state.tar.pt").read_bytes().rstrip(b"\0"))
+    each = -(-count // len(whole))
+    for data in whole[::-1]:
+        cuts = range(len(data)) if len(data) <= each else rng.sample(range(len(data)), each)
+        for cut in cuts:
+            yield data[:cut]
+
+
 class Hook:
     """Audit events other than the opening of the file that is looked at, and quiet ones."""
 
@@ -413,6 +433,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gadgets", type=int, default=2000)
     parser.add_argument("--mutants", type=int, default=5000)
+    parser.add_argument("--prefixes", type=int, default=0, help="files that are cut short")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="run check on mutants too")
     parser.add_argument("--folder", type=Path, help="where the one file at a time is written")
@@ -432,7 +453,8 @@ def main() -> int:
             return 0
         commands = given.commands.split(",")
         return hostile_commands.run_set(given.seed, given.jobs, given.every, commands)
-    acts = {"gadgets": both, "mutants": both if given.check else read_all}
+    read = both if given.check else read_all
+    acts = {"gadgets": both, "mutants": read, "prefixes": read}
     hook = Hook()
     status = 0
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -441,6 +463,7 @@ def main() -> int:
         sources = {
             "gadgets": gadgets(given.gadgets, given.seed),
             "mutants": mutants(given.mutants, given.seed),
+            "prefixes": prefixes(given.prefixes, given.seed),
         }
         for kind, files in sources.items():
             start = time.perf_counter()
@@ -459,6 +482,9 @@ def main() -> int:
             for line in result["wrong"][:20]:
                 print(f"  {line}")
             status |= bool(result["wrong"])
+            if kind == "prefixes" and result["read"]:
+                print(f"  {result['read']:,} read that were cut short")
+                status = 1
         leftover = sorted(p.name for p in Path.cwd().glob("MARK"))
         status |= bool(leftover)
     return status
