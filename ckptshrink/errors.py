@@ -8,6 +8,7 @@
     │   ├── UnsafeCheckpointError       reading it would run code or open another file
     │   ├── CorruptCheckpointError      header, offsets, sizes or checksums disagree
     │   │   └── TruncatedPickleError    a pickle ends in the middle of an instruction
+    │   ├── MissingError                a store has no such file
     │   ├── LayoutError                 a recurrent-looking tensor fits no layout
     │   └── NonFiniteError              a weight holds NaN or infinity
     ├── PlanError                       the request can't be planned; every issue at once
@@ -17,6 +18,8 @@
     ├── ManifestMismatchError           an artefact differs from its manifest
     ├── EvaluationInputError            what an evaluation needs beside the model: data, vocabulary,
     │                                   results of another run, an interpreter
+    ├── TransientError                  a store or a network failed, and may not the next time
+    ├── WorkerLostError                 a worker process ended in the middle of a job
     └── EvaluationError                 an evaluation that failed: crash, time-out, nonsense
 
 Messages say what and where in one line; `hint` says what to do next. A failed
@@ -84,6 +87,10 @@ class TruncatedPickleError(CorruptCheckpointError):
     """The bytes given end inside the pickle."""
 
 
+class MissingError(CheckpointError):
+    """A store has no such file or folder."""
+
+
 class LayoutError(CheckpointError):
     """A tensor that looks recurrent fits no layout, or fits one with an impossible shape."""
 
@@ -126,6 +133,27 @@ class ManifestMismatchError(CkptshrinkError):
 
 class EvaluationInputError(CkptshrinkError):
     """Data, a vocabulary, results or an interpreter that an evaluation needs can't be used."""
+
+
+class TransientError(CkptshrinkError):
+    """Something beyond the model went wrong, and may not the next time: a store, a network."""
+
+
+class WorkerLostError(CkptshrinkError):
+    """A worker ended in the middle of a job.
+
+    Parameters
+    ----------
+    crashed : bool
+        Whether it ended itself, as by a fault of memory: the job may be what did it.
+    said : str
+        What it wrote last.
+    """
+
+    def __init__(self, message: str, *, crashed: bool = False, said: str = "") -> None:
+        super().__init__(message)
+        self.crashed = crashed
+        self.said = said
 
 
 class EvaluationError(CkptshrinkError):

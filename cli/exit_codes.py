@@ -12,6 +12,8 @@ from ckptshrink.errors import (
     ManifestMismatchError,
     OutputError,
     PlanError,
+    TransientError,
+    WorkerLostError,
 )
 
 DONE: Final = 0
@@ -49,6 +51,8 @@ _STATUS_OF: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (EvaluationInputError, INPUT),
     (EvaluationError, NO),
     (OutputError, OUTPUT),
+    (TransientError, OUTPUT),
+    (WorkerLostError, OUTPUT),
 )
 
 

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
-from ckptshrink.errors import CkptshrinkError
+from ckptshrink.errors import CkptshrinkError, WorkerLostError
 from ckptshrink.zoo import remote
-from ckptshrink.zoo.failures import WorkerLostError
 from ckptshrink.zoo.footprint import BASE, available_memory, footprint_of
 from ckptshrink.zoo.jobs import Job
 from ckptshrink.zoo.machine import killed_for_memory

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ckptshrink.errors import OutputError, PlanError, printable
+from ckptshrink.errors import OutputError, PlanError, WorkerLostError, printable
 from ckptshrink.version import __version__
-from ckptshrink.zoo.failures import WorkerLostError
 
 if TYPE_CHECKING:
     from distributed import Client, Security

@@ -3,7 +3,7 @@
 import errno
 from typing import Final
 
-from ckptshrink.errors import CkptshrinkError
+from ckptshrink.errors import TransientError, WorkerLostError
 
 _TRANSIENT: Final = frozenset(
     {
@@ -14,27 +14,6 @@ _TRANSIENT: Final = frozenset(
     }
 )  # fmt: skip
 """What a disk, a network, a full machine or an administrator can mend, and a retry may."""
-
-
-class TransientError(CkptshrinkError):
-    """Something beyond the model went wrong, and may not the next time: a store, a network."""
-
-
-class WorkerLostError(CkptshrinkError):
-    """A worker ended in the middle of a job.
-
-    Parameters
-    ----------
-    crashed : bool
-        Whether it ended itself, as by a fault of memory: the job may be what did it.
-    said : str
-        What it wrote last.
-    """
-
-    def __init__(self, message: str, *, crashed: bool = False, said: str = "") -> None:
-        super().__init__(message)
-        self.crashed = crashed
-        self.said = said
 
 
 def is_transient(error: BaseException) -> bool:

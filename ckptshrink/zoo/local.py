@@ -27,8 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TypeVar
 
+from ckptshrink.errors import WorkerLostError
 from ckptshrink.zoo import work
-from ckptshrink.zoo.failures import WorkerLostError
 
 T = TypeVar("T")
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ckptshrink.digest import file_sha256
-from ckptshrink.errors import ManifestMismatchError
+from ckptshrink.errors import ManifestMismatchError, TransientError
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.manifest import Manifest, job_key_of, manifest_of
-from ckptshrink.zoo.failures import TransientError
 from ckptshrink.zoo.records import RECORD, Record, record_of
 from ckptshrink.zoo.stores import Entry, FarFolder
 from ckptshrink.zoo.urls import is_plain

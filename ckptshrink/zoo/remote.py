@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ckptshrink.errors import CkptshrinkError
-from ckptshrink.zoo.failures import TransientError
+from ckptshrink.errors import CkptshrinkError, TransientError
 from ckptshrink.zoo.urls import (
     has_glob,
     is_below,

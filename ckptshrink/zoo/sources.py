@@ -15,6 +15,8 @@ from typing import Final
 from ckptshrink.digest import value_sha256
 from ckptshrink.errors import (
     CheckpointError,
+    MissingError,
+    TransientError,
     UnknownFormatError,
     UnsafeCheckpointError,
     printable,
@@ -32,8 +34,7 @@ from ckptshrink.io.model_folder import (
 from ckptshrink.io.safetensors_header import INDEX_SUFFIX, SINGLE_NAME
 from ckptshrink.io.safetensors_index import read_index
 from ckptshrink.io.staging import MANIFEST
-from ckptshrink.zoo.failures import TransientError
-from ckptshrink.zoo.stores import Entry, FarFolder, MissingError, hint_of
+from ckptshrink.zoo.stores import Entry, FarFolder, hint_of
 from ckptshrink.zoo.urls import is_plain, path_of, shown
 
 MISSING: Final = "missing"

@@ -16,10 +16,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from ckptshrink.errors import CheckpointError, CkptshrinkError, OutputError, PlanError, printable
+from ckptshrink.errors import (
+    CheckpointError,
+    CkptshrinkError,
+    MissingError,
+    OutputError,
+    PlanError,
+    TransientError,
+    printable,
+)
 from ckptshrink.io.staged_file import os_errors
 from ckptshrink.io.staging import Staging
-from ckptshrink.zoo.failures import TransientError, is_transient
+from ckptshrink.zoo.failures import is_transient
 from ckptshrink.zoo.scratch import scratch_folder
 from ckptshrink.zoo.urls import is_inside, is_url, path_of, scheme_of, scrubbed, shown
 
@@ -406,10 +414,6 @@ class FarFolder:
             failed = _error_of(error, way, self.url, place)
         # raised out here, so that it does not bring along what the library said, secrets and all
         raise failed
-
-
-class MissingError(CheckpointError):
-    """A store has no such file or folder."""
 
 
 def check_scheme(url: str) -> None:

@@ -24,6 +24,7 @@ EXPECTED = {
     errors.UnsafeCheckpointError: 3,
     errors.CorruptCheckpointError: 3,
     errors.TruncatedPickleError: 3,
+    errors.MissingError: 3,
     errors.LayoutError: 3,
     errors.NonFiniteError: 3,
     errors.PlanError: 3,
@@ -32,6 +33,8 @@ EXPECTED = {
     errors.OutputError: 4,
     errors.ManifestMismatchError: 3,
     errors.EvaluationInputError: 3,
+    errors.TransientError: 4,
+    errors.WorkerLostError: 4,
     errors.EvaluationError: 1,
 }
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from zoo_helpers import Inline, Zoo, lstm, snapshot
 
+from ckptshrink.errors import TransientError, WorkerLostError
 from ckptshrink.verification import verify
 from ckptshrink.zoo import work as work_module
 from ckptshrink.zoo.batch import _CRASHED, _LOST
-from ckptshrink.zoo.failures import TransientError, WorkerLostError
 from ckptshrink.zoo.footprint import Footprint
 from ckptshrink.zoo.records import RECORD, read_record
 from ckptshrink.zoo.work import Answer, Order

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ckptshrink.zoo.failures import WorkerLostError
+from ckptshrink.errors import WorkerLostError
 from ckptshrink.zoo.local import LocalExecutor
 
 sleep_long = (time.sleep, 60.0)

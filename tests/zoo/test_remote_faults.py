@@ -11,10 +11,9 @@ import pytest
 import rigged_store
 from rigged_store import Killed, files, put, rigged
 
-from ckptshrink.errors import CkptshrinkError, ManifestMismatchError
+from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, TransientError
 from ckptshrink.manifest import manifest_of
 from ckptshrink.zoo import remote
-from ckptshrink.zoo.failures import TransientError
 from ckptshrink.zoo.jobs import Job, jobs_of
 from ckptshrink.zoo.publishing import FarOutput
 from ckptshrink.zoo.records import record_of

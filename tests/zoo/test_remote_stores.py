@@ -18,17 +18,19 @@ from rigged_store import files, put, rigged
 from ckptshrink.errors import (
     CheckpointError,
     CkptshrinkError,
+    MissingError,
     NothingMatchedError,
     OutputError,
     PlanError,
+    TransientError,
     UnsafeCheckpointError,
 )
 from ckptshrink.zoo import remote
-from ckptshrink.zoo.failures import TransientError, is_transient
+from ckptshrink.zoo.failures import is_transient
 from ckptshrink.zoo.jobs import Job, jobs_of
 from ckptshrink.zoo.settings import Zoo
 from ckptshrink.zoo.sources import fetch, survey
-from ckptshrink.zoo.stores import FarFolder, MissingError, NearFolder, store_of
+from ckptshrink.zoo.stores import FarFolder, NearFolder, store_of
 from ckptshrink.zoo.summary import Summary
 from ckptshrink.zoo.urls import is_inside, path_of, scrubbed, shown
 from ckptshrink.zoo.work import Order, work
