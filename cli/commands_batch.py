@@ -159,6 +159,8 @@ def command(
         return exit_codes.DONE
     if zoo is None:
         refuse("give a ZOO, a TOML file")
+    if out == "-" or str(events) == "-":
+        refuse("- is no place to write to; --json writes to standard output")
     _refuse_misfits(given)
 
     from ckptshrink.zoo.jobs import in_shard, jobs_of, matching

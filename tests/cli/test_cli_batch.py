@@ -115,6 +115,8 @@ def test_the_schema_is_printed(shrink: Shrink) -> None:
         (["zoo.toml", "--executor", "dask://h:1", "-j", "2"], 2, "--jobs is of this machine"),
         (["zoo.toml", "--tls-cert", "x"], 2, "--tls-cert goes with --executor"),
         (["zoo.toml", "--executor", "gone.json"], 3, "there is no such scheduler file"),
+        (["zoo.toml", "-o", "-"], 2, "- is no place to write to"),
+        (["zoo.toml", "--events", "-"], 2, "- is no place to write to"),
         (["zoo.toml", "--failed", "--force"], 2, "--failed does again"),
         (["zoo.toml", "-o", "/proc/x"], 4, ""),
         (["zoo.toml", "-o", "file"], 4, ""),
@@ -194,18 +196,19 @@ def test_workers_that_are_killed_lose_nothing(
     zoo: Zoo, program: Shrink, command: list[str]
 ) -> None:
     for seed in range(12):
-        lstm(zoo.folder / "zoo" / f"{seed}.safetensors", seed, hidden=128)
+        lstm(zoo.folder / "zoo" / f"{seed}.safetensors", seed, hidden=256)
     started = subprocess.Popen(
         [*command, "batch", "zoo.toml", "-j", "2", "--json", "-q"],
         cwd=zoo.folder, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     killed = 0
     while started.poll() is None:
-        time.sleep(0.5)
+        time.sleep(0.005)  # the first as soon as it is there: all is done in a second
         for pid in _workers(started.pid)[-1:]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
+            time.sleep(0.5)
     out, _ = started.communicate()
     assert started.returncode == 0
     assert killed
