@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from ckptshrink.errors import CkptshrinkError, WorkerLostError
 from ckptshrink.zoo import remote
@@ -45,7 +45,7 @@ _SHARE: Final = 0.8
 _Looked = tuple[Job, Answer | None, int]
 """A job, what became of it before if nothing is left to do, and the memory that it will take."""
 
-Kind = Literal["begun", "skipped", "started", "again", "done", "failed", "ended"]
+Kind = Literal["begun", "skipped", "started", "again", "done", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ class Event:
     ----------
     kind : str
         ``skipped``: it was done before, or was given up before. ``again``: an attempt failed, and
-        there will be another. ``done``: with whatever status. ``failed``: not even a record of it
-        could be kept.
+        there will be another. ``done``: with whatever status.
     name : str
         Of the model.
     attempt : int
@@ -75,14 +74,6 @@ class Event:
     answer: Answer | None = None
     seconds: float = 0.0
     total: int = 0
-
-
-class Workers(Protocol):
-    """What a batch needs of an executor beside `submit` and `shutdown`."""
-
-    @property
-    def workers(self) -> int:
-        """Return how many jobs can run at once, now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +119,8 @@ class Totals:
         Models, whether done now or before.
     skipped : int
         Of these, those that were not touched.
-    unrecorded : list of (str, str)
-        Models whose failure could not even be written down, and why; at most 100.
+    n_unrecorded : int
+        Models whose failure could not even be written down.
     """
 
     total: int = 0
@@ -411,10 +402,11 @@ def _lost(error: BaseException) -> str:
 
 
 def _is_bug(error: BaseException) -> bool:
-    """Return whether the job itself raised, which it never should."""
-    lost = ("WorkerLostError", "KilledWorker", "CancelledError", "FutureCancelledError")
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return not names & set(lost) and not isinstance(error, OSError)
+    """Return whether the job itself raised, which it never should.
+
+    Executors say of a worker that is gone, however they call that, that it was lost.
+    """
+    return not isinstance(error, WorkerLostError | OSError)
 
 
 def _default_limit() -> int | None:

@@ -3,7 +3,6 @@
 The calls are those of a whole workspace: what is looked up, what is fetched and what is sent.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,9 @@ from ckptshrink.zoo.work import Order, work
 
 OUT = "rigged://out"
 
+pytestmark = pytest.mark.usefixtures("store")
+
 Tree = dict[str, bytes]
-
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Yield the folder for temporary files."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    with rigged_store.empty_store():
-        yield temporary
-    assert [path for path in temporary.rglob("*") if not path.is_dir()] == []
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,7 @@ from ckptshrink.zoo.work import Answer, Order, give_up, work
 
 LSTM = "safetensors/lstm_bfloat16.safetensors"
 
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Yield the folder for temporary files, which must be empty in the end."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    with rigged_store.empty_store():
-        yield temporary
-    assert [path for path in temporary.rglob("*") if not path.is_dir()] == []
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def jobs(
