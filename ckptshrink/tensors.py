@@ -54,3 +54,22 @@ class TensorRef:
 def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:
     """Return the bytes that a dense tensor of this shape and dtype takes."""
     return math.prod(shape) * ITEMSIZE[dtype]
+
+
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in decimal units, with three digits.
+
+    Examples
+    --------
+    >>> size(999), size(1_500_000), size(374_434_792)
+    ('999 bytes', '1.50 MB', '374 MB')
+    """
+    for unit in _UNITS:
+        if nbytes < 999.5 or unit == _UNITS[-1]:
+            break
+        nbytes /= 1000
+    digits = 0 if unit == "bytes" else 2 if nbytes < 9.995 else 1 if nbytes < 99.95 else 0
+    return f"{nbytes:,.{digits}f} {unit}"

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from ckptshrink.errors import printable
 from ckptshrink.events import Listener, Progress
+from ckptshrink.tensors import size as size
 from ckptshrink_cli.streams import emit
 
 Row = Mapping[str, Any]
@@ -19,8 +20,6 @@ _LEAST_WIDTH: Final = 12
 
 _GAP: Final = 2
 """Blanks between two columns."""
-
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,26 +178,6 @@ def count(number: int) -> str:
 def change(before: int, after: int) -> str:
     """Return ``before → after``, or the number alone where it stays the same."""
     return count(before) if before == after else f"{count(before)} → {count(after)}"
-
-
-def size(nbytes: float) -> str:
-    """Return bytes in decimal units, with three digits.
-
-    Examples
-    --------
-    >>> size(999), size(1_500_000), size(374_434_792)
-    ('999 bytes', '1.50 MB', '374 MB')
-    """
-    for unit in _UNITS:
-        if nbytes < 999.5 or unit == _UNITS[-1]:
-            break
-        nbytes /= 1000
-    return f"{nbytes:.{0 if unit == 'bytes' else digits(nbytes)}f} {unit}"
-
-
-def digits(number: float) -> int:
-    """Return how many decimals make three digits."""
-    return 2 if number < 9.995 else 1 if number < 99.95 else 0
 
 
 def ratio(before: float, after: float) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from ckptshrink.tensors import size
 from ckptshrink.zoo.jobs import REPORTS
 from ckptshrink.zoo.pages.markup import Cell, Column, document, facts, link, name, row, table, text
 from ckptshrink.zoo.pages.words import (
@@ -13,7 +14,6 @@ from ckptshrink.zoo.pages.words import (
     error_cell,
     marked,
     ratio,
-    size,
     status_cell,
     with_bar,
 )

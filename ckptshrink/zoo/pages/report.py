@@ -9,6 +9,7 @@ from ckptshrink.evaluation.gate.verdict import Check, Verdict
 from ckptshrink.evaluation.metrics import Metric
 from ckptshrink.io.staging import MANIFEST
 from ckptshrink.manifest import Manifest, TensorRecord
+from ckptshrink.tensors import size
 from ckptshrink.zoo.jobs import SHRUNK
 from ckptshrink.zoo.pages.markup import (
     Cell,
@@ -30,7 +31,6 @@ from ckptshrink.zoo.pages.words import (
     error_cell,
     marked,
     ratio,
-    size,
     status_cell,
     with_bar,
 )

@@ -7,8 +7,6 @@ from typing import Final
 from ckptshrink.zoo.pages.markup import Cell
 from ckptshrink.zoo.pages.style import BAR_STEP
 
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
-
 NONE: Final = "–"
 """Stands where there is no value."""
 
@@ -57,22 +55,6 @@ def counted(n: int, noun: str) -> str:
     ('1 rule', '1,200 models')
     """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def size(nbytes: float) -> str:
-    """Return bytes in decimal units, with three digits.
-
-    Examples
-    --------
-    >>> size(999), size(1_500_000), size(374_434_792)
-    ('999 bytes', '1.50 MB', '374 MB')
-    """
-    for unit in _UNITS:
-        if nbytes < 999.5 or unit == _UNITS[-1]:
-            break
-        nbytes /= 1000
-    digits = 0 if unit == "bytes" else 2 if nbytes < 9.995 else 1 if nbytes < 99.95 else 0
-    return f"{nbytes:,.{digits}f} {unit}"
 
 
 def ratio(before: float, after: float) -> str:
