@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,15 +34,7 @@ from ckptshrink.zoo.summary import Summary
 from ckptshrink.zoo.urls import is_inside, path_of, scrubbed, shown
 from ckptshrink.zoo.work import Order, work
 
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Yield the folder for temporary files."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    with rigged_store.empty_store():
-        yield temporary
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def jobs(*paths: str, out: str = "rigged://out", **more: Any) -> list[Job]:
