@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ckptshrink.errors import CkptshrinkError, LayoutError, printable
+from ckptshrink.errors import CkptshrinkError, printable
 from ckptshrink_cli import exit_codes
 from ckptshrink_cli.declare import Command
 from ckptshrink_cli.params import files_argument, json_option, talk_options
@@ -54,7 +54,7 @@ def command(run: Run, /, files: tuple[Path, ...], as_json: bool) -> int:
             continue
         listings.append(found)
         documents.append(found.document())
-        errors += _unrecognised(found)
+        errors += found.errors
     if as_json:
         emit_json({"schema_version": _SCHEMA_VERSION, "checkpoints": documents})
     elif listings:
@@ -62,16 +62,6 @@ def command(run: Run, /, files: tuple[Path, ...], as_json: bool) -> int:
     for one in errors:
         report(one, run)
     return max(map(exit_codes.status_of, errors), default=exit_codes.DONE)
-
-
-def _unrecognised(listing: "Listing") -> Iterator[LayoutError]:
-    for name, why in listing.unrecognised:
-        yield LayoutError(
-            f"looks recurrent and fits no known layout: {why}",
-            path=listing.file,
-            tensor=name,
-            hint=f"--target '{name}' takes it as a plain matrix, --keep '{name}' leaves it dense",
-        )
 
 
 def _show(run: Run, listings: Sequence["Listing"]) -> None:
@@ -114,5 +104,4 @@ def _header(listing: "Listing") -> Iterator[str]:
     )
     roles = ", ".join(f"{role} {render.count(n)}" for role, n in listing.n_params_by_role.items())
     yield f"  {render.count(listing.n_params)} parameters: {roles}"
-    for note in listing.notes:
-        yield f"  note: {note}"
+    yield from (f"  note: {note}" for note in render.first_of(listing.notes))

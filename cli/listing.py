@@ -10,6 +10,7 @@ from ckptshrink.gates import ROLES, GateMatrix
 from ckptshrink.tensors import FACTORABLE, TensorRef, nbytes_of
 
 if TYPE_CHECKING:
+    from ckptshrink.errors import LayoutError
     from ckptshrink.io.checkpoint import Checkpoint
     from ckptshrink.layouts import Recognition
 
@@ -35,6 +36,8 @@ class Listing:
         what is no matrix.
     unrecognised : tuple of (str, str)
         Tensors that look recurrent and fit no layout, and why.
+    errors : tuple of LayoutError
+        The same as errors.
     """
 
     file: str
@@ -46,6 +49,7 @@ class Listing:
     sidecars: tuple[str, ...]
     notes: tuple[str, ...]
     unrecognised: tuple[tuple[str, str], ...]
+    errors: "tuple[LayoutError, ...]"
 
     @property
     def n_params(self) -> int:
@@ -78,6 +82,7 @@ def list_checkpoint(path: Path) -> Listing:
     """
     from ckptshrink.io.detect import open_checkpoint
     from ckptshrink.layouts import recognise
+    from ckptshrink.planning.targets import fits_nothing
 
     with closing(open_checkpoint(path)) as reader:
         checkpoint = reader.checkpoint
@@ -93,6 +98,10 @@ def list_checkpoint(path: Path) -> Listing:
             sidecars=(*(path.name for path in checkpoint.sidecars), *checkpoint.carried),
             notes=(*checkpoint.notes, *recognition.notes),
             unrecognised=recognition.unrecognised,
+            errors=tuple(
+                fits_nothing(checkpoint.tensors[name], why, path)
+                for name, why in recognition.unrecognised
+            ),
         )
 
 

@@ -21,6 +21,9 @@ _LEAST_WIDTH: Final = 12
 _GAP: Final = 2
 """Blanks between two columns."""
 
+_MOST_NOTES: Final = 20
+"""Notes that are shown; an HDF5 file can have ten thousand attributes that are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -41,6 +44,13 @@ class Column:
     text: Callable[[Row], str]
     right: bool = False
     spare: bool = False
+
+
+def first_of(notes: Sequence[str]) -> Iterator[str]:
+    """Yield the first notes, and how many there are after them."""
+    yield from notes[:_MOST_NOTES]
+    if len(notes) > _MOST_NOTES:
+        yield f"and {count(len(notes) - _MOST_NOTES)} more like these; --json has them all"
 
 
 def show(rows: Sequence[Row], fields: Sequence[str], columns: Sequence[Column]) -> None:

@@ -96,8 +96,8 @@ class Summary:
         yield from self._dense_fates() if self.dense else self._fates()
         if self.worst is not None:
             yield f"worst error {render.error(self.worst.rel_error)} at {self.worst.name}"
-        for note in (*self.manifest.source.notes, *self._notes()):
-            yield f"note        {note}"
+        notes = (*self.manifest.source.notes, *self._notes())
+        yield from (f"note        {note}" for note in render.first_of(notes))
         yield f"next        {self.next_command}"
 
     def _dense_fates(self) -> Iterator[str]:

@@ -352,6 +352,8 @@ class _Recogniser:
             return
         if name in self.dropped or name in self.copies or name in self.kept:
             return
+        if ref.dtype not in FACTORABLE:
+            why = f"{why}, and {ref.dtype} is no type whose matrices are factorized"
         owner = self.aliases.get(name)
         if owner is None:
             self.unrecognised.setdefault(name, why)

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Mapping
+from pathlib import Path
 
 from ckptshrink.errors import LayoutError, NothingMatchedError
 from ckptshrink.gates import ROLES, GateMatrix
@@ -41,17 +42,24 @@ def candidates(
     if issues:
         name, why = issues[0]
         more = f" (and {len(issues) - 1} more)" if len(issues) > 1 else ""
-        raise LayoutError(
-            f"looks recurrent and fits no known layout: {why}{more}",
-            path=checkpoint.root,
-            tensor=name,
-            hint=f"--target '{name}' takes it as a plain matrix, --keep '{name}' leaves it dense",
-        )
+        raise fits_nothing(checkpoint.tensors[name], why + more, checkpoint.root)
     return {
         key: matrix
         for key, matrix in matrices.items()
         if checkpoint.tensors[matrix.source].dtype in FACTORABLE and 0 not in matrix.shape
     }
+
+
+def fits_nothing(ref: TensorRef, why: str, path: Path) -> LayoutError:
+    """Return the error of a tensor that looks recurrent and fits no layout."""
+    keep = f"--keep '{ref.name}' leaves it dense"
+    plain = f"--target '{ref.name}' takes it as a plain matrix, " if plain_matrix(ref) else ""
+    return LayoutError(
+        f"looks recurrent and fits no known layout: {why}",
+        path=path,
+        tensor=ref.name,
+        hint=plain + keep,
+    )
 
 
 def _selectors(target: Target) -> list[str]:
@@ -123,7 +131,7 @@ def _nothing(
             path=checkpoint.root,
             hint="see them all: ckptshrink inspect",
         )
-    known = [*ROLES, "all", *matrices, *checkpoint.tensors]
+    known = [*present, *(["all"] if matrices else []), *matrices, *checkpoint.tensors]
     folded = {name.lower(): name for name in reversed(known)}
     close = difflib.get_close_matches(selector.lower(), list(folded)[:10_000], n=1, cutoff=0.5)
     roles = f"roles here: {', '.join(present) or 'none'}"

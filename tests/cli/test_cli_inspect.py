@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from cli_helpers import Shrink, Tensors, Write
@@ -33,6 +34,19 @@ def test_payload_bytes_add_up(lstm: Path, shrink: Shrink, lstm_tensors: Tensors)
     assert sum(int(row["nbytes"]) for row in rows) == sum(4 * a.size for a in lstm_tensors.values())
     assert {row["name"]: row["shape"] for row in rows}["rnn.weight_hh_l0"] == "96x24"
     assert {row["name"]: row["note"] for row in rows}["rnn.bias_ih_l0"] == "1-D, no matrix"
+
+
+def test_many_notes_are_counted_and_not_all_shown(tmp_path: Path, shrink: Shrink) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for number in range(30):
+            file[f"w{number:02}"] = "a text"
+        file["w"] = np.zeros((4, 4), "f4")
+    notes = [line for line in shrink("inspect", path).err.splitlines() if " note: " in line]
+    assert len(notes) == 21
+    assert notes[-1] == "  note: and 10 more like these; --json has them all"
+    (found,) = json.loads(shrink("inspect", path, "--json").out)["checkpoints"]
+    assert len(found["notes"]) == 30
 
 
 def test_json_is_one_document(lstm: Path, shrink: Shrink, lstm_tensors: Tensors) -> None:

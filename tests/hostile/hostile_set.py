@@ -448,6 +448,22 @@ def attributes(file: h5py.File, _: Path) -> None:
         file["w"].attrs[f"a{i}"] = np.zeros(20)
 
 
+def large_attribute(file: h5py.File, _: Path) -> None:
+    file["w"] = np.zeros(3, "f4")
+    file["w"].attrs["a"] = np.zeros(4 << 20, "f4")
+
+
+def crumbs(file: h5py.File, _: Path) -> None:
+    file.create_dataset("w", data=np.ones(30_000, "f4"), chunks=(1,))
+
+
+NOT_TOO_MUCH: dict[str, HDF5Builder] = {
+    "3,000 attributes of one dataset": attributes,
+    "an attribute of 16 MiB": large_attribute,
+    "30,000 chunks of a number each": crumbs,
+}
+
+
 def hdf5_sizes(_: int) -> Iterator[Case]:
     unpacked = ("goes_on_for_ever", "one_byte_too_long")
     for name, (build, _words) in test_hdf5_hostile.TOO_MUCH.items():
@@ -457,8 +473,8 @@ def hdf5_sizes(_: int) -> Iterator[Case]:
             name.replace("_", " "), "HDF5 sizes", hdf5(build, libver), outcome,
             nothing_matches=True,
         )  # fmt: skip
-    many = hdf5(attributes, "latest")
-    yield Case("3,000 attributes of one dataset", "HDF5 sizes", many, NO_WEIGHTS)
+    for name, build in NOT_TOO_MUCH.items():
+        yield Case(name, "HDF5 sizes", hdf5(build, "latest"), NO_WEIGHTS)
 
 
 SIGNATURES = (b"\x89HDF", b"TREE", b"SNOD", b"HEAP", b"GCOL", b"OHDR", b"OCHK", b"FRHP", b"FHDB",

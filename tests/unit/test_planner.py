@@ -140,6 +140,14 @@ def test_a_target_that_matches_nothing(selector: str, hint: str) -> None:
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("selector", ["Wi", "all"])
+def test_no_role_is_proposed_that_is_not_there(selector: str) -> None:
+    nothing = checkpoint_of({"norm.weight": (30,)})
+    with pytest.raises(NothingMatchedError, match="matches nothing") as caught:
+        plan_of(nothing, selector, rank=5)
+    assert caught.value.hint == "roles here: none"
+
+
 def test_a_target_of_biases_alone() -> None:
     with pytest.raises(NothingMatchedError, match="no matrices"):
         plan_of(awd(), "*bias*", rank=5)
@@ -155,6 +163,13 @@ def test_an_unrecognised_recurrent_tensor_is_an_error_until_it_is_spoken_for() -
         == "keep"
     )
     assert rows(plan_of(checkpoint, "lstm/kernel:0", rank=2))["lstm/kernel:0"].rank == 2
+
+
+def test_a_recurrent_tensor_of_eight_bits_can_only_be_kept() -> None:
+    checkpoint = checkpoint_of({"weight_hh_l0": (24, 6)}, "F8_E4M3")
+    with pytest.raises(LayoutError, match="F8_E4M3 is no type whose matrices") as caught:
+        plan_of(checkpoint, "linear", rank=2)
+    assert caught.value.hint == "--keep 'weight_hh_l0' leaves it dense"
 
 
 def test_per_gate_blocks_and_storage_dtype_are_counted() -> None:
