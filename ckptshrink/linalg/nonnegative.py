@@ -31,6 +31,9 @@ _GAIN: Final = 1e-6
 _TELLABLE: Final = 1e-12
 """Share by which a root must be off the poles beside it for float64 to tell it from them."""
 
+_BISECTIONS: Final = 50
+"""Float64 has 53 bits: with more, what comes out can be one of the ends."""
+
 _HALVINGS: Final = 10
 """Tries of a step before the search ends."""
 
@@ -120,18 +123,20 @@ def loss_of(x: Tensor, space: RowSpace, r: int) -> Loss:
     last = float(space.squares[r - 1])
     if last - rho <= 1e-12 * last:
         return Loss(0.0, None)
-    mu = _root(inner.square(), space.squares[:r], sq_out, rho)
-    d = inner / (space.squares[:r] - mu)
-    d_out = -math.sqrt(sq_out) / (mu - rho)
+    span = last - rho
+    gaps = (space.squares[:r] - rho) / span
+    t = _root(inner.square(), gaps, sq_out)
+    d = inner / (gaps - t)
+    d_out = -math.sqrt(sq_out) / t
     sq_d = float(d.square().sum()) + d_out**2
     # Gradient by the coordinates. That of rho moves x_out, which the subspace holds but for d.
     along_rho = 2 * (1 - d_out**2 / sq_d) / sq_out
-    along_out = 2 * d_out / sq_d / math.sqrt(sq_out)
+    along_out = 2 * span * d_out / sq_d / math.sqrt(sq_out)
     by_outer = (along_rho * (squares - rho) + along_out) * outer
     beyond = -along_rho * rho + along_out
-    by_row = torch.cat([2 * d / sq_d, by_outer]) - beyond * coords
+    by_row = torch.cat([2 * span * d / sq_d, by_outer]) - beyond * coords
     gradient = space.rows.T @ by_row.to(c) + beyond * x
-    return Loss(mu - rho, -gradient)
+    return Loss(t * span, -gradient)
 
 
 def least_direction(coords: Tensor, squares: Tensor) -> Tensor:
@@ -170,20 +175,36 @@ def _least_touched(coords: Tensor, squares: Tensor) -> Tensor:
         return normalize(d, dim=0)
     others = coords != 0
     others[first] = False
-    mu = _root(coords[others].square(), squares[others], float(coords[first].square()), low)
-    d = (coords * high / (squares - mu)).where(coords != 0, 0.0)  # others may equal mu
+    gaps = (squares - low) / (high - low)
+    t = _root(coords[others].square(), gaps[others], float(coords[first].square()))
+    d = (coords / (gaps - t)).where(coords != 0, 0.0)  # others may equal t
     return normalize(d, dim=0)
 
 
-def _root(sq_inner: Tensor, squares: Tensor, sq_out: float, rho: float) -> float:
-    """Return mu, see the module; by bisection, since the function has a pole at each end."""
-    low, high = rho, float(squares.min())
-    for _ in range(60):
-        mu = (low + high) / 2
-        if float((sq_inner / (squares - mu)).sum()) > sq_out / (mu - rho):
-            high = mu
+def _root(sq_inner: Tensor, gaps: Tensor, sq_out: float) -> float:
+    """Return mu, see the module; by bisection, since the function has a pole at each end.
+
+    Everything is counted from rho, in units of the way to the nearest pole: beside squares that are
+    nearly the same, mu itself would round to one of them, and what is divided by to nothing.
+
+    Parameters
+    ----------
+    sq_inner, gaps : (r,) float64
+        The least of `gaps` is 1.
+    sq_out : float
+
+    Returns
+    -------
+    float
+        In (0, 1), and off both ends; near 1 where nothing in there is a root.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        t = (low + high) / 2
+        if float((sq_inner / (gaps - t)).sum()) > sq_out / t:
+            high = t
         else:
-            low = mu
+            low = t
     return (low + high) / 2
 
 
