@@ -42,6 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_language_model_scores_what_the_docs_say(
     folder: Path, shared_data: Path, shrink: Shrink
 ) -> None:
@@ -71,6 +72,7 @@ def test_the_language_model_scores_what_the_docs_say(
         assert f" | {cells[2]} | " in README
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_sweeps_table_comes_out_again(
     folder: Path, shared_data: Path, shrink: Shrink
 ) -> None:

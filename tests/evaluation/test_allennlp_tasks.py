@@ -32,6 +32,8 @@ from ckptshrink.payload import Compute
 from ckptshrink.planning.request import Request, Size, parse_target
 from ckptshrink.rewrite import compress, restore
 
+pytestmark = pytest.mark.slow  # trains an archive of each task
+
 CELLS = [f"RNN_{d}/RNN/MultiRNNCell/Cell{k}/LSTMCell" for d in (0, 1) for k in (0, 1)]
 
 

@@ -59,6 +59,7 @@ def test_its_models_are_those_of_the_logs(paper: Any) -> None:
         assert number(cells[1]) < number(cells[3]) < number(cells[2])  # better than n-grams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["lm", "bilm", "sst5"])
 def test_a_cell_of_each_table_comes_out_again(
     paper: Any, key: str, shared_data: Path, tmp_path: Path
