@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from full_size import make_awd, make_elmo
 from zoo_maker import make_zoo, safetensors_models
 from zoo_runs import (
     KILLERS,
@@ -230,26 +231,28 @@ def second(lab: Lab) -> None:
         row(f"run {number + 2}", zoo.n, f"{batch.seconds:.2f}", len(touched))
 
 
+LARGE = {
+    "elmo": (make_elmo, "elmo-{}.hdf5", 'target = "Wh"\nrank = 400'),
+    "awd": (make_awd, "awd-{}.pt", 'target = "Wi,Wh"\nrank = 100'),
+}
+"""Models of the papers' sizes: how they are made, their names, what is done with them."""
+
+
 def throughput(lab: Lab) -> None:
     """Run large models with one worker and with two, in turns."""
     zoo = lab.folder / "large"
     zoo.mkdir(exist_ok=True)
-    hidden, rng = lab.given.hidden, np.random.default_rng(lab.given.seed)
-    for number in range(lab.given.large):
-        tensors = {}
-        for layer in range(2):
-            for kind in ("ih", "hh"):
-                values = rng.standard_normal((4 * hidden, hidden), np.float32)
-                tensors[f"rnn.weight_{kind}_l{layer}"] = values * np.float32(0.05)
-                tensors[f"rnn.bias_{kind}_l{layer}"] = np.zeros(4 * hidden, np.float32)
-        safetensors_models.save(zoo / f"lstm-{number}.safetensors", tensors)
-    size = (zoo / "lstm-0.safetensors").stat().st_size
+    make, name, target = LARGE[lab.given.large]
+    for number in range(lab.given.models):
+        make(zoo / name.format(number), lab.given.seed + number)
+    size = (zoo / name.format(0)).stat().st_size
     (zoo / "zoo.toml").write_text(
-        '[defaults]\ntarget = "all"\nrank = 100\n\n[[model]]\npath = "*.safetensors"\n'
+        f'[defaults]\n{target}\n\n[[model]]\npath = "{name.format("*")}"\n'
     )
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
-    print(f"\n{lab.given.large} models of {mb(size)}, {cores} cores, load before {load:.1f}")
+    print(f"\n{lab.given.models} of {mb(size)} ({target.replace(chr(10), ', ')}), {cores} cores, "
+          f"load before {load:.1f}")  # fmt: skip
     head("round", "1 worker", "2 workers", "ratio", "without their start")
     ratios: list[tuple[float, float]] = []
     made = {}
@@ -655,8 +658,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two kills")
     parser.add_argument("--sizes", default="100,1000,4000", help="of the part memory")
-    parser.add_argument("--large", type=int, default=16, help="models of the part throughput")
-    parser.add_argument("--hidden", type=int, default=896, help="units of these")
+    parser.add_argument("--large", default="elmo", choices=LARGE, help="of the part throughput")
+    parser.add_argument("--models", type=int, default=12, help="how many of these")
     parser.add_argument("--rounds", type=int, default=5, help="of the part throughput")
     parser.add_argument("--folder", type=Path, help="where everything is made")
     parser.add_argument("--command", default="", help="how the batch is called, if otherwise")

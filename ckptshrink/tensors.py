@@ -50,6 +50,11 @@ class TensorRef:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def is_plain_matrix(self) -> bool:
+        """Whether it can be factorized as it is."""
+        return len(self.shape) == 2 and self.dtype in FACTORABLE
+
 
 def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:
     """Return the bytes that a dense tensor of this shape and dtype takes."""

@@ -81,8 +81,7 @@ def list_checkpoint(path: Path) -> Listing:
         It can't be read.
     """
     from ckptshrink.io.detect import open_checkpoint
-    from ckptshrink.layouts import recognise
-    from ckptshrink.planning.targets import fits_nothing
+    from ckptshrink.layouts import fits_nothing, recognise
 
     with closing(open_checkpoint(path)) as reader:
         checkpoint = reader.checkpoint

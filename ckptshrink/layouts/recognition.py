@@ -7,6 +7,7 @@ fits nothing.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from ckptshrink.errors import LayoutError
@@ -26,7 +27,7 @@ from ckptshrink.layouts.rules import (
 )
 from ckptshrink.tensors import FACTORABLE, TensorRef
 
-__all__ = ["Recognition", "load_layouts", "recognise"]
+__all__ = ["Recognition", "fits_nothing", "load_layouts", "recognise"]
 
 _FLOATING: Final = FACTORABLE | {"F8_E4M3", "F8_E5M2"}
 
@@ -93,6 +94,18 @@ def recognise(
         As above. Names the tensor and the shapes.
     """
     return _Recogniser(checkpoint, load_layouts() if layouts is None else layouts, strict).run()
+
+
+def fits_nothing(ref: TensorRef, why: str, path: Path) -> LayoutError:
+    """Return the error of a tensor that looks recurrent and fits no layout."""
+    keep = f"--keep '{ref.name}' leaves it dense"
+    plain = f"--target '{ref.name}' takes it as a plain matrix, " if ref.is_plain_matrix else ""
+    return LayoutError(
+        f"looks recurrent and fits no known layout: {why}",
+        path=path,
+        tensor=ref.name,
+        hint=plain + keep,
+    )
 
 
 class _Recogniser:
@@ -386,9 +399,8 @@ class _Recogniser:
     def _plain_matrices(self) -> Iterator[TensorRef]:
         """Yield the tensors that can be factorized and repeat no other by copying."""
         for name, ref in self.tensors.items():
-            factorable = len(ref.shape) == 2 and ref.dtype in FACTORABLE
             apart = name in self.dropped or name in self.copies or name in self.kept
-            if factorable and not apart:
+            if ref.is_plain_matrix and not apart:
                 yield ref
 
     def _holds(self, layout: Layout) -> bool:

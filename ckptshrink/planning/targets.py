@@ -3,12 +3,11 @@
 import difflib
 import fnmatch
 from collections.abc import Mapping
-from pathlib import Path
 
-from ckptshrink.errors import LayoutError, NothingMatchedError
+from ckptshrink.errors import NothingMatchedError
 from ckptshrink.gates import ROLES, GateMatrix
 from ckptshrink.io.checkpoint import Checkpoint
-from ckptshrink.layouts import Recognition
+from ckptshrink.layouts import Recognition, fits_nothing
 from ckptshrink.plan import Plan
 from ckptshrink.planning.request import Request, Target
 from ckptshrink.tensors import FACTORABLE, TensorRef
@@ -48,18 +47,6 @@ def candidates(
         for key, matrix in matrices.items()
         if checkpoint.tensors[matrix.source].dtype in FACTORABLE and 0 not in matrix.shape
     }
-
-
-def fits_nothing(ref: TensorRef, why: str, path: Path) -> LayoutError:
-    """Return the error of a tensor that looks recurrent and fits no layout."""
-    keep = f"--keep '{ref.name}' leaves it dense"
-    plain = f"--target '{ref.name}' takes it as a plain matrix, " if plain_matrix(ref) else ""
-    return LayoutError(
-        f"looks recurrent and fits no known layout: {why}",
-        path=path,
-        tensor=ref.name,
-        hint=plain + keep,
-    )
 
 
 def _selectors(target: Target) -> list[str]:
@@ -144,6 +131,6 @@ def _nothing(
 
 def plain_matrix(ref: TensorRef | None) -> dict[str, GateMatrix]:
     """Return a 2-D floating tensor as a matrix of no known role, by key; else nothing."""
-    if ref is None or len(ref.shape) != 2 or ref.dtype not in FACTORABLE:
+    if ref is None or not ref.is_plain_matrix:
         return {}
     return {ref.name: GateMatrix("linear", ref.name, (ref.shape[0], ref.shape[1]))}
