@@ -44,10 +44,13 @@ class Compute:
         ``"auto"`` takes CUDA where torch finds it.
     threads : int or None
         CPU threads of torch; None leaves torch's own choice.
+    aside : bool
+        Whether reading, hashing and writing go on beside the arithmetic, on other cores.
     """
 
     device: str = "auto"
     threads: int | None = None
+    aside: bool = True
 
     def resolve(self) -> torch.device:
         """Return the device.

@@ -3,10 +3,11 @@
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -98,9 +99,10 @@ def compress(
     )
     with closing(reader), compute.limits() as threads, ThreadPoolExecutor(1) as pool:
         target.check()
-        # the hash of the source is made meanwhile; it also draws the file into the page cache
         stop = threading.Event()
-        hashes = pool.submit(_hash_files, checkpoint.files, stop)
+        hashes: Callable[[], list[FileRecord]] = partial(_hash_files, checkpoint.files, stop)
+        if compute.aside:  # made meanwhile, it also draws the file into the page cache
+            hashes = pool.submit(hashes).result
         try:
             if isinstance(request, Plan):
                 plan = replan(request, checkpoint, recognition)
@@ -112,7 +114,7 @@ def compress(
             matrices = matrices_of(plan, checkpoint, recognition)
             plan = _without_nonfinite(plan, matrices, reader)
             needed = checkpoint.nbytes if dense else plan.totals["nbytes_after"]
-            with target.staging(needed) as staging:
+            with target.staging(needed, aside=compute.aside) as staging:
                 run = _Run(reader, plan, matrices, staging, compute.resolve(), listen)
                 outcomes = run.dense() if dense else run.factored(max_shard_bytes)
                 if not staging.single:
@@ -120,7 +122,7 @@ def compress(
                 listen(Progress("syncing and reading back", 1, 1))
                 average = compare_averages(reader)
                 notes = [*checkpoint.notes, *recognition.notes, *([average] if average else [])]
-                source = source_record(checkpoint, recognition.family, hashes.result(), notes)
+                source = source_record(checkpoint, recognition.family, hashes(), notes)
                 tool = tool_record(threads, run.device.type)
                 facts = Facts(checkpoint, plan, matrices, outcomes, source, tool, configuration)
                 manifest = facts.manifest(staging.finish()) if dense else facts.write(staging)
@@ -142,10 +144,10 @@ class _Target:
     def check(self) -> None:
         check_target(self.out, single=self.single, overwrite=self.overwrite, inputs=self.inputs)
 
-    def staging(self, needed: int) -> Staging:
+    def staging(self, needed: int, *, aside: bool) -> Staging:
         return Staging(
             self.out, single=self.single, overwrite=self.overwrite, inputs=self.inputs,
-            needed=needed,
+            needed=needed, aside=aside,
         )  # fmt: skip
 
 

@@ -90,13 +90,19 @@ class Rebuilt:
             # a tensor of which no part is compressed is stored whole, under its own name
             whole = row.stored_as == (row.tensor,) and matrix.part is not None
             return stored[matrix.part.slices] if whole and matrix.part is not None else stored
+        blocks = blocks_of(matrix, row.grouping or "stacked")
+        if len(blocks) == 1:
+            return self._block(row, blocks[0][0], matrix.shape)
         dense = torch.empty(matrix.shape, dtype=TORCH_DTYPES[row.dtype])
-        for stem, part, shape in blocks_of(matrix, row.grouping or "stacked"):
-            names = {n.rpartition(".")[2]: n for n in row.stored_as if n.rpartition(".")[0] == stem}
-            factors = {f".{suffix}": self.stored(n) for suffix, n in names.items()}
+        for stem, part, shape in blocks:
             view = dense if part is None else dense[part.slices]
-            view.copy_(dense_from(factors, shape, dense.dtype))
+            view.copy_(self._block(row, stem, shape))
         return dense
+
+    def _block(self, row: TensorRecord, stem: str, shape: tuple[int, int]) -> Tensor:
+        names = {n.rpartition(".")[2]: n for n in row.stored_as if n.rpartition(".")[0] == stem}
+        factors = {f".{suffix}": self.stored(n) for suffix, n in names.items()}
+        return dense_from(factors, shape, TORCH_DTYPES[row.dtype])
 
     def stored(self, name: str) -> Tensor:
         """Return a tensor of the artefact's files, as stored."""

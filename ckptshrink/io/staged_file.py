@@ -52,7 +52,7 @@ class _Mark:
 
 
 class StagedFile:
-    """A new file that is hashed while it is written, by a thread of its own.
+    """A new file that is hashed while it is written.
 
     Only what has been handed to `write` is in the file: there is no seeking and no pre-sizing, so
     that a full disk is met while writing and never after.
@@ -65,9 +65,13 @@ class StagedFile:
         Of the record.
     shown : Path, optional
         What the user knows it as, where that isn't `path`.
+    aside : bool
+        Whether a thread of its own writes and hashes it, so that no matrix waits for the last one.
     """
 
-    def __init__(self, path: Path, relpath: str, shown: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, relpath: str, shown: Path | None = None, *, aside: bool = True
+    ) -> None:
         self.path = path
         self.shown = path if shown is None else shown
         self.relpath = relpath
@@ -76,11 +80,15 @@ class StagedFile:
         self._failure: Exception | None = None
         self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=_QUEUED)
         self._marks: list[_Mark] = []
+        self._written = self._handed_on = 0
         # 0o666 and not 0o600: the umask alone decides, as for any file the user makes.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         self._fd = os.open(path, flags, 0o666)
-        self._thread = threading.Thread(target=self._drain, name=f"write {relpath}", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if aside:
+            name = f"write {relpath}"
+            self._thread = threading.Thread(target=self._drain, name=name, daemon=True)
+            self._thread.start()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append bytes. They are copied, so that the caller may reuse its buffer.
@@ -92,7 +100,8 @@ class StagedFile:
         """
         view = memoryview(data).cast("B")
         for start in range(0, len(view), CHUNK):
-            self._put(memoryview(bytes(view[start : start + CHUNK])))
+            chunk = view[start : start + CHUNK]
+            self._put(chunk if self._thread is None else memoryview(bytes(chunk)))
         return len(view)
 
     def give(self, data: memoryview) -> None:
@@ -103,7 +112,11 @@ class StagedFile:
 
     def _put(self, chunk: memoryview) -> None:
         self._raise_failure()
-        self._queue.put(chunk)
+        if self._thread is None:
+            self._take(chunk)
+            self._raise_failure()
+        else:
+            self._queue.put(chunk)
         self.nbytes += len(chunk)
 
     def flush(self) -> None:
@@ -140,8 +153,11 @@ class StagedFile:
         # CRC-32 and not SHA-256: for a disk that errs it is as good, and three times as fast
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            with ThreadPoolExecutor(2) as pool:
-                same = list(pool.map(lambda mark: mark.holds(descriptor), self._marks))
+            if self._thread is None:
+                same = [mark.holds(descriptor) for mark in self._marks]
+            else:
+                with ThreadPoolExecutor(2) as pool:
+                    same = list(pool.map(lambda mark: mark.holds(descriptor), self._marks))
         finally:
             os.close(descriptor)
         if not all(same):
@@ -155,25 +171,27 @@ class StagedFile:
         os.close(descriptor)
 
     def _stop(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
 
     def _drain(self) -> None:
-        started = written = 0
         while (chunk := self._queue.get()) is not None:
-            if self._failure is not None:
-                continue  # keep emptying the queue, or the producer would wait for ever
-            try:
-                _write_all(self._fd, chunk)
-            except Exception as error:  # any other too: a thread that died would hang the run
-                self._failure = error
-            else:
-                self._sha.update(chunk)
-                self._marks.append(_Mark(written, len(chunk), zlib.crc32(chunk)))
-                written += len(chunk)
-                if written - started >= _WRITEBACK:
-                    _start_writeback(self._fd, started, written - started)
-                    started = written
+            if self._failure is None:  # else the queue is emptied, or its producer waited for ever
+                self._take(chunk)
+
+    def _take(self, chunk: memoryview) -> None:
+        try:
+            _write_all(self._fd, chunk)
+        except Exception as error:  # any other too: a thread that died would hang the run
+            self._failure = error
+            return
+        self._sha.update(chunk)
+        self._marks.append(_Mark(self._written, len(chunk), zlib.crc32(chunk)))
+        self._written += len(chunk)
+        if self._written - self._handed_on >= _WRITEBACK:
+            _start_writeback(self._fd, self._handed_on, self._written - self._handed_on)
+            self._handed_on = self._written
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -48,6 +48,8 @@ class Staging:
     beside : iterable of Path
         Further files of a single target, in its folder: those that appeared are taken back if the
         target does not appear after them.
+    aside : bool
+        Whether files are written by threads of their own.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Staging:
         inputs: Iterable[Path] = (),
         needed: int = 0,
         beside: Iterable[Path] = (),
+        aside: bool = True,
     ) -> None:
         self.target = check_target(
             target, overwrite=overwrite, single=single, inputs=inputs, needed=needed
@@ -78,7 +81,7 @@ class Staging:
             ):
                 raise ValueError(f"{path} does not lie beside {target}")
         self.single = single
-        self._overwrite = overwrite
+        self._overwrite, self._aside = overwrite, aside
         self._files: dict[str, StagedFile] = {}
         self._adopted: dict[str, Path] = {}
         self._part: PartFolder | None = None
@@ -121,7 +124,7 @@ class Staging:
         """
         path, shown = self._place(relpath)
         with os_errors(shown):
-            file = StagedFile(path, relpath, shown)
+            file = StagedFile(path, relpath, shown, aside=self._aside)
         self._files[relpath] = file
         return file
 

@@ -355,7 +355,8 @@ class _Run:
         result = rewrite.compress(
             place.source, place.artefact, compression.request,
             overwrite=(place.artefact / MANIFEST).is_file(), strict=compression.strict,
-            compute=Compute(self._order.device, self._order.threads),
+            # other workers take the other cores
+            compute=Compute(self._order.device, self._order.threads, aside=self._order.threads > 1),
             configuration=compression.sha256,
             max_shard_bytes=compression.max_shard_bytes or rewrite.DEFAULT_SHARD_BYTES,
         )  # fmt: skip

@@ -21,9 +21,10 @@ def _tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_folder_appears_whole_with_true_records(tmp_path: Path) -> None:
+@pytest.mark.parametrize("aside", [True, False])
+def test_folder_appears_whole_with_true_records(tmp_path: Path, aside: bool) -> None:
     data = os.urandom(20 << 20)
-    with Staging(tmp_path / "out") as staging:
+    with Staging(tmp_path / "out", aside=aside) as staging:
         file = staging.create("sub/a.bin")
         for start in range(0, len(data), 3_000_001):
             file.write(data[start : start + 3_000_001])
@@ -46,9 +47,10 @@ def test_what_is_not_committed_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_buffer_may_be_reused_after_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("aside", [True, False])
+def test_buffer_may_be_reused_after_write(tmp_path: Path, aside: bool) -> None:
     buffer = bytearray(b"a" * 10)
-    with Staging(tmp_path / "f", single=True) as staging:
+    with Staging(tmp_path / "f", single=True, aside=aside) as staging:
         file = staging.create("f")
         file.write(buffer)
         buffer[:] = b"b" * 10
@@ -123,8 +125,9 @@ def test_no_file_outside(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("aside", [True, False])
 def test_a_failing_disk_leaves_the_old_artefact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, aside: bool
 ) -> None:
     old = tmp_path / "out"
     old.mkdir()
@@ -135,7 +138,7 @@ def test_a_failing_disk_leaves_the_old_artefact(
 
     with (
         pytest.raises(OutputError, match=os.strerror(code)),
-        Staging(old, overwrite=True) as staging,
+        Staging(old, overwrite=True, aside=aside) as staging,
     ):
         file = staging.create("big")
         monkeypatch.setattr(os, call, fail)
@@ -146,8 +149,9 @@ def test_a_failing_disk_leaves_the_old_artefact(
     assert _tree(tmp_path) == {"out/manifest.json": b"old"}
 
 
+@pytest.mark.parametrize("aside", [True, False])
 def test_bytes_that_read_back_otherwise_are_not_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: bool
 ) -> None:
     real = os.pread
 
@@ -157,7 +161,10 @@ def test_bytes_that_read_back_otherwise_are_not_committed(
         return bytes(data)
 
     monkeypatch.setattr(os, "pread", flipped)
-    with pytest.raises(OutputError, match="read back"), Staging(tmp_path / "out") as staging:
+    with (
+        pytest.raises(OutputError, match="read back"),
+        Staging(tmp_path / "out", aside=aside) as staging,
+    ):
         staging.create("a").write(b"x" * 1000)
         staging.commit()
     monkeypatch.undo()
