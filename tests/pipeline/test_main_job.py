@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -224,6 +225,21 @@ def test_a_budget_is_kept_on_disk(tmp_path: Path) -> None:
         assert sizes[-1] <= share * path.stat().st_size
         assert sizes[-1] >= (share - 0.05) * path.stat().st_size
     assert sizes == sorted(sizes)
+
+
+def test_one_thread_alone_makes_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = REPO / "fixtures" / "safetensors" / "lstm.safetensors"
+    compress(source, tmp_path / "a", asked(ratio=0.5), compute=ONE_THREAD)
+
+    def start(thread: threading.Thread) -> None:
+        raise AssertionError(f"{thread.name} is started")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    alone = Compute("cpu", 1, aside=False)
+    compress(source, tmp_path / "b", asked(ratio=0.5), compute=alone)
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
 
 
 def test_a_plan_runs_as_it_is(tmp_path: Path) -> None:
