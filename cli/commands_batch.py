@@ -64,8 +64,8 @@ _worker_options: Final = together(
            help="Models at once on this machine (default: as many as there are cores for)."),
     option(WORKERS, "--threads", default="1", metavar="N",
            callback=parsed(partial(params.whole_number, most=1024)),
-           help="CPU threads of each (default 1). Sums depend on how they are split: another "
-           "number may change the last digits of what is made."),
+           help="CPU threads of each (default 1, which keeps to one core). Sums depend on how they "
+           "are split: another number may change the last digits of what is made."),
     option(WORKERS, "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
            metavar="DEVICE", help="auto (default; CUDA where there is any), cpu or cuda."),
     option(WORKERS, "--max-memory", metavar="SIZE", callback=parsed(params.nbytes),
