@@ -261,8 +261,13 @@ def part_folders(folder: Path, target: str | None = None) -> Iterator[Path]:
 
 def sweep(target: Path) -> None:
     """Settle and remove the part folders that killed runs to a target left."""
+    sweep_in(target.parent, target.name)
+
+
+def sweep_in(folder: Path, target: str | None = None) -> None:
+    """Settle and remove those in a folder, of one target or of any."""
     with suppress(OSError):  # a folder that can't be listed has nothing that can be swept
-        for path in list(part_folders(target.parent, target.name)):
+        for path in list(part_folders(folder, target)):
             try:
                 PartFolder.claim(path).discard()
             except FileNotFoundError:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptshrink.errors import CkptshrinkError, WorkerLostError
+from ckptshrink.io.part_folder import sweep_in
 from ckptshrink.zoo import remote
 from ckptshrink.zoo.footprint import BASE, available_memory, footprint_of
 from ckptshrink.zoo.jobs import Job
@@ -245,11 +247,17 @@ class _Batch:
     def _look(self) -> None:
         """Look at every job, ahead of the workers: in a thread of its own."""
         hashes = Hashes()
+        out = None if remote.is_url(self._settings.out) else Path(self._settings.out)
         try:
+            if out is not None:  # what an earlier batch left when it was killed
+                for folder in {(out / job.artefact).parent for job in self._jobs}:
+                    sweep_in(folder)
             for job in self._jobs:
                 self._ahead.acquire()  # opening a file takes memory, and so does what is waiting
                 if self._stop.is_set():
                     return
+                if out is not None:
+                    sweep_in(out / job.reports)
                 try:
                     looked = self._looked_at(job, hashes)
                 except (CkptshrinkError, OSError):  # such as a store that is down: one model's

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ckptshrink.errors import CkptshrinkError, ManifestMismatchError, OutputError, printable
+from ckptshrink.io.part_folder import sweep, sweep_in
 from ckptshrink.io.staged_file import os_errors
 from ckptshrink.io.staging import MANIFEST, Staging
 from ckptshrink.manifest import Manifest
@@ -245,6 +246,9 @@ class _Run:
         with os_errors(self._place.reports):
             self._place.reports.mkdir(parents=True, exist_ok=True)
             self._place.artefact.parent.mkdir(parents=True, exist_ok=True)
+        if self._order.attempt > 1:  # the one before may have been killed when all was written
+            sweep(self._place.artefact)
+            sweep_in(self._place.reports)
         standing = self._standing()
         if standing.given_up and standing.record is not None and not self._order.retry:
             return standing.record

@@ -15,6 +15,7 @@ import pytest
 from zoo_helpers import Inline, Zoo, lstm, snapshot
 
 from ckptshrink.errors import TransientError, WorkerLostError
+from ckptshrink.io.part_folder import LOCK
 from ckptshrink.verification import verify
 from ckptshrink.zoo import work as work_module
 from ckptshrink.zoo.batch import _CRASHED, _LOST
@@ -55,6 +56,42 @@ def test_a_second_run_touches_nothing_and_starts_no_worker(zoo: Zoo) -> None:
     counts = ("done", "failed", "nbytes_before", "nbytes_after")
     for count in counts:
         assert getattr(again.totals, count) == getattr(first.totals, count)
+
+
+def left_by_a_killed_run(target: Path) -> None:
+    part = target.with_name(f".{target.name}.part-0123456789ab")
+    (part / "new").mkdir(parents=True)
+    (part / LOCK).touch()
+
+
+def test_what_a_killed_batch_left_is_swept_by_the_next_one(zoo: Zoo) -> None:
+    zoo.run()
+    before = snapshot(zoo.out)
+    for target in (zoo.out / f"{A}.shrunk", zoo.out / "reports" / A / RECORD):
+        left_by_a_killed_run(target)
+    assert snapshot(zoo.out) != before
+    again = zoo.run()
+    assert snapshot(zoo.out).keys() == before.keys()
+    assert again.starts == 0
+
+
+def test_what_a_killed_worker_left_is_swept_by_the_next_attempt(zoo: Zoo, no_wait: None) -> None:
+    class KilledAtTheEnd(Inline):
+        done = 0
+
+        def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            answer = fn(*args)
+            if args[0].job.name == A and not self.done:
+                self.done = 1
+                for target in (zoo.out / f"{A}.shrunk", zoo.out / "reports" / A / RECORD):
+                    left_by_a_killed_run(target)
+                raise WorkerLostError("its worker was ended by SIGKILL")
+            return answer
+
+    ran = zoo.run(KilledAtTheEnd)
+    assert ran.names("again") == [A]
+    assert ran.totals.passed
+    assert not list(zoo.out.rglob(".*.part-*"))
 
 
 def test_a_model_that_fails_fails_alone_and_says_why(zoo: Zoo) -> None:
