@@ -309,8 +309,11 @@ class Maker:
         """Flip a bit where a checksum or a header shows it."""
         data = bytearray(fixture.changed(self.noisy))
         if fixture.is_zip and fixture.suffix == "pt":
-            weights = data.find(b"/data/0") + 256
-            data[weights + self.rng.randrange(64)] ^= 1 << self.rng.randrange(8)
+            with zipfile.ZipFile(io.BytesIO(data)) as packed:
+                largest = max(packed.infolist(), key=lambda info: info.file_size)
+            local = largest.header_offset  # whose padding, unlike its content, nothing sums up
+            start = local + 30 + sum(struct.unpack("<HH", data[local + 26 : local + 30]))
+            data[start + self.rng.randrange(largest.file_size)] ^= 1 << self.rng.randrange(8)
             return bytes(data)
         if fixture.suffix == "safetensors":
             data[8] ^= 1
