@@ -55,6 +55,9 @@ _PATIENCE: Final = 10.0
 _STARTS: Final = 3
 """Workers that are started for one call, should each be killed before it gets it."""
 
+_PAUSE: Final = 0.2
+"""Seconds between two such: a fork server that is dying refuses, and can't be waited for yet."""
+
 _ASKED: Final = 128 + signal.SIGTERM
 """Exit status of a worker that was asked to end, and took back what it staged."""
 
@@ -135,7 +138,8 @@ class _Slot:
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
         why = ""
-        for _ in range(_STARTS):
+        for number in range(_STARTS):
+            time.sleep(number * _PAUSE)
             try:
                 pool = self._pool or self._start()
                 inner = pool.submit(_called, fn, *args, **kwargs)
