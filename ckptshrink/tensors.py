@@ -77,4 +77,4 @@ def size(nbytes: float) -> str:
             break
         nbytes /= 1000
     digits = 0 if unit == "bytes" else 2 if nbytes < 9.995 else 1 if nbytes < 99.95 else 0
-    return f"{nbytes:,.{digits}f} {unit}"
+    return f"{nbytes:.{digits}f} {unit}"
