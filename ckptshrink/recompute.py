@@ -15,6 +15,7 @@ from ckptshrink.events import Listener, Progress
 from ckptshrink.export.rebuilt import Rebuilt, matrix_of
 from ckptshrink.io.checkpoint import Reader
 from ckptshrink.io.detect import open_checkpoint
+from ckptshrink.linalg.products import sq_norm
 from ckptshrink.manifest import Manifest, TensorRecord
 from ckptshrink.matrices import MatrixSource
 
@@ -71,14 +72,9 @@ def _rel_error(W: Tensor, approximation: Tensor) -> float:
     error = norm = 0.0
     for w, a in zip(_blocks(W), _blocks(approximation), strict=True):
         w64 = w.double()
-        error += _sq_norm(w64 - a.double())
-        norm += _sq_norm(w64)
+        error += sq_norm(w64 - a.double())
+        norm += sq_norm(w64)
     return math.sqrt(error / norm) if norm else 0.0
-
-
-def _sq_norm(block: Tensor) -> float:
-    flat = block.reshape(-1)
-    return float(torch.dot(flat, flat))
 
 
 def _agree(one: float, other: float) -> bool:
