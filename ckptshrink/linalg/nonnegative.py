@@ -182,10 +182,10 @@ def _least_touched(coords: Tensor, squares: Tensor) -> Tensor:
 
 
 def _root(sq_inner: Tensor, gaps: Tensor, sq_out: float) -> float:
-    """Return mu, see the module; by bisection, since the function has a pole at each end.
+    """Return where mu, see the module, lies between rho (0) and the nearest pole (1).
 
-    Everything is counted from rho, in units of the way to the nearest pole: beside squares that are
-    nearly the same, mu itself would round to one of them, and what is divided by to nothing.
+    By bisection, since the function has a pole at each end; and not mu itself, since beside squares
+    that are nearly the same that would round to one of them, and what is divided by to nothing.
 
     Parameters
     ----------
